@@ -1,0 +1,53 @@
+"""What every test gets: a working aioresponses, and a check that it leaves no task behind."""
+
+import asyncio
+import inspect
+from collections.abc import AsyncGenerator
+from unittest import mock
+
+import aiohttp
+import aioresponses.core
+import pytest
+
+from tests.clock import FakeClock
+
+
+def _mend_aioresponses() -> None:
+    """Let aioresponses 0.7.9 make answers with aiohttp >= 3.14 (its issue 289) and bodies over the read buffer."""
+    if "stream_writer" in inspect.signature(aiohttp.ClientResponse.__init__).parameters:
+
+        class Response(aiohttp.ClientResponse):
+            def __init__(self, *args, **kwargs):  # type: ignore[no-untyped-def]
+                kwargs.setdefault("stream_writer", mock.Mock(output_size=0))
+                super().__init__(*args, **kwargs)
+
+        aioresponses.core.ClientResponse = Response
+    make = aioresponses.core.stream_reader_factory
+
+    def factory(*args, **kwargs):  # type: ignore[no-untyped-def]
+        reader = make(*args, **kwargs)
+        reader._protocol._parser = mock.Mock()
+        return reader
+
+    aioresponses.core.stream_reader_factory = factory
+
+
+_mend_aioresponses()
+
+
+@pytest.fixture
+def clock() -> FakeClock:
+    return FakeClock()
+
+
+@pytest.fixture(autouse=True)
+async def _no_task_left() -> AsyncGenerator[None, None]:
+    before = asyncio.all_tasks()
+    yield
+    for _ in range(20):
+        left = [t for t in asyncio.all_tasks() - before if not t.done()]
+        if not left:
+            break
+        await asyncio.sleep(0.01)
+    else:
+        pytest.fail(f"tasks left behind: {[t.get_name() + ' ' + repr(t.get_coro()) for t in left]}")

@@ -1,0 +1,81 @@
+"""Background tasks of objects that users hold open: the one place that starts asyncio tasks.
+
+A task group may not stay open across `__aenter__` and `__aexit__` (a fixture or a notebook enters and leaves in
+different tasks), so such an object owns a `Background`, and its `aclose` cancels and awaits what runs there.
+"""
+
+import asyncio
+import logging
+from collections.abc import Coroutine
+from typing import Any
+
+import anyio
+
+_log = logging.getLogger("zg_async.background")
+
+
+class Background:
+    """A set of tasks with one owner."""
+
+    def __init__(self) -> None:
+        """Make an empty set; nothing runs until `start`."""
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._closed = False
+
+    def start(self, work: Coroutine[Any, Any, None], *, name: str) -> "Child":
+        """Run a coroutine until it ends or the set is closed.
+
+        Args:
+            work: What to run. It has to handle its own errors: one that escapes is logged, not raised.
+            name: Shown in debuggers; no secrets.
+
+        Returns:
+            A handle with `cancel()`, `done` and `wait()`.
+
+        Raises:
+            RuntimeError: The set is closed; `work` is closed unrun.
+        """
+        if self._closed:
+            work.close()
+            raise RuntimeError("closed")
+        task = asyncio.get_running_loop().create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+        return Child(task)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            _log.error("background task %s failed", task.get_name(), exc_info=error)
+
+    async def aclose(self) -> None:
+        """Cancel everything and wait until it has ended. Idempotent; safe under cancellation."""
+        self._closed = True
+        with anyio.CancelScope(shield=True):
+            while self._tasks:
+                tasks = tuple(self._tasks)
+                for task in tasks:
+                    task.cancel()
+                await asyncio.wait(tasks)
+
+
+class Child:
+    """One background task, as its owner sees it."""
+
+    def __init__(self, task: asyncio.Task[None]) -> None:
+        """Wrap a task."""
+        self._task = task
+
+    @property
+    def done(self) -> bool:
+        """Whether it has ended."""
+        return self._task.done()
+
+    def cancel(self) -> None:
+        """Ask it to end; returns at once."""
+        self._task.cancel()
+
+    async def wait(self) -> None:
+        """Wait until it has ended, however it ended."""
+        if not self._task.done():
+            await asyncio.wait((self._task,))

@@ -1,0 +1,38 @@
+"""The only source of time, so that tests can replace it."""
+
+import time
+from typing import Protocol
+
+import anyio
+
+
+class Clock(Protocol):
+    """Wall time for stamps and deadlines, monotonic time for waits."""
+
+    def now(self) -> float:
+        """Return wall time in unix seconds."""
+        ...
+
+    def monotonic(self) -> float:
+        """Return monotonic time in seconds, for intervals."""
+        ...
+
+    async def sleep(self, seconds: float) -> None:
+        """Wait for some seconds."""
+        ...
+
+
+class SystemClock:
+    """The machine's clock."""
+
+    def now(self) -> float:
+        """Return wall time in unix seconds."""
+        return time.time()
+
+    def monotonic(self) -> float:
+        """Return monotonic time in seconds."""
+        return time.monotonic()
+
+    async def sleep(self, seconds: float) -> None:
+        """Wait for some seconds on the running event loop."""
+        await anyio.sleep(seconds)

@@ -1,0 +1,1 @@
+"""Pure protocol code: no I/O, no clock, no network."""

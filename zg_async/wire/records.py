@@ -1,0 +1,484 @@
+"""Frozen values that managers return. Amounts are int neuron, times are aware UTC datetimes, sizes are bytes.
+
+Struct sources: 0g-serving-contract contracts/{ledger,fine-tuning,inference}; task JSON: 0g-serving-broker
+schema/task.go.
+"""
+
+import dataclasses
+import datetime as dt
+import enum
+from collections.abc import Mapping
+from typing import Final, NewType
+
+Address = NewType("Address", str)
+"""EIP-55 checksummed, `0x` and 40 hex digits."""
+TxHash = NewType("TxHash", str)
+"""`0x` and 64 lower-case hex digits."""
+RootHash = NewType("RootHash", str)
+"""`0x` and 64 lower-case hex digits: a keccak256 or a 0G Storage root."""
+TaskId = NewType("TaskId", str)
+"""A provider's task: lower-case UUID with dashes. Also the id of its deliverable on chain."""
+JobId = NewType("JobId", str)
+"""One of our end-to-end runs."""
+
+_record = dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+
+
+@_record
+class Receipt:
+    """A mined transaction."""
+
+    tx_hash: TxHash
+    block_number: int
+    block_hash: str
+    status: int
+    """1 succeeded, 0 reverted."""
+    gas_used: int
+    effective_gas_price: int
+    """Neuron per gas."""
+    logs: tuple["Log", ...] = ()
+
+    @property
+    def gas_cost(self) -> int:
+        """What the transaction's gas cost, in neuron."""
+        return self.gas_used * self.effective_gas_price
+
+
+@_record
+class Log:
+    """An event as the chain stores it."""
+
+    address: Address
+    topics: tuple[bytes, ...]
+    data: bytes
+    block_number: int
+    block_hash: str
+    tx_hash: TxHash
+    log_index: int
+
+
+@_record
+class Ledger:
+    """A wallet's main account in the LedgerManager."""
+
+    user: Address
+    available_balance: int
+    """Neuron that can go to providers or back to the wallet."""
+    total_balance: int
+    """Available plus everything in sub-accounts, pending refunds included."""
+    additional_info: str
+
+    @property
+    def locked_balance(self) -> int:
+        """Neuron held in sub-accounts."""
+        return self.total_balance - self.available_balance
+
+
+@_record
+class ServiceInfo:
+    """A serving contract as the ledger registered it."""
+
+    service_address: Address
+    service_contract: Address
+    service_type: str
+    version: str
+    full_name: str
+    """The only name `transferFund` takes, e.g. `fine-tuning-v1.0`; empty when not registered."""
+    description: str
+    is_recommended: bool
+    registered_at: int
+
+
+@_record
+class Refund:
+    """A live refund request of a sub-account."""
+
+    index: int
+    amount: int
+    created_at: dt.datetime
+    unlocks_at: dt.datetime | None = None
+    """When it can be collected, by the lock time in force now."""
+
+    def remaining(self, now: dt.datetime) -> dt.timedelta:
+        """Return how long it stays locked; never negative."""
+        if self.unlocks_at is None:
+            return dt.timedelta(0)
+        return max(self.unlocks_at - now, dt.timedelta(0))
+
+
+@_record
+class Quota:
+    """A fine-tuning provider's hardware, by its own word."""
+
+    cpu_count: int
+    node_memory: int
+    """GB, by the provider's word."""
+    gpu_count: int
+    node_storage: int
+    """GB, by the provider's word."""
+    gpu_type: str
+
+    @property
+    def memory(self) -> int:
+        """The peers' name for `node_memory`."""
+        return self.node_memory
+
+    @property
+    def storage(self) -> int:
+        """The peers' name for `node_storage`."""
+        return self.node_storage
+
+
+@_record
+class FineTuningService:
+    """A fine-tuning provider's registration."""
+
+    provider: Address
+    url: str
+    quota: Quota
+    price_per_token: int
+    """Neuron per token and epoch, before the model's price coefficient."""
+    occupied: bool
+    models: tuple[str, ...]
+    """Customised models only; predefined ones aren't listed on chain."""
+    tee_signer_address: Address
+    tee_signer_acknowledged: bool
+    """The contract owner's approval of the signer."""
+
+
+@_record
+class Deliverable:
+    """A delivered model as the chain knows it."""
+
+    id: TaskId
+    model_root_hash: bytes
+    """32 raw bytes (storage root or keccak256), or UTF-8 text of `0x` roots from old providers."""
+    encrypted_secret: bytes
+    """The file key, wrapped for the user; empty until settlement of an acknowledged deliverable."""
+    acknowledged: bool
+    timestamp: dt.datetime
+    """Block time of the delivery."""
+    settled: bool
+
+
+@_record
+class FineTuningAccountDetails:
+    """A wallet's fine-tuning sub-account at one provider."""
+
+    user: Address
+    provider: Address
+    account_nonce: int
+    """The nonce of the last settled task; a new task needs a greater one."""
+    balance: int
+    pending_refund: int
+    refunds: tuple[Refund, ...]
+    """Live ones only, oldest first."""
+    additional_info: str
+    deliverables: tuple[Deliverable, ...]
+    """Oldest first, at most 20."""
+    acknowledged: bool
+    """Whether the user acknowledged the provider's TEE signer."""
+
+    @property
+    def spendable(self) -> int:
+        """Neuron a task may cost: balance less pending refunds."""
+        return self.balance - self.pending_refund
+
+
+@_record
+class InferenceAccount:
+    """A wallet's inference sub-account at one provider."""
+
+    user: Address
+    provider: Address
+    account_nonce: int
+    balance: int
+    pending_refund: int
+    refunds: tuple[Refund, ...]
+    additional_info: str
+    acknowledged: bool
+    generation: int
+    """Session tokens of a smaller generation are revoked."""
+    revoked_bitmap: int
+    """Bit n set: API key n is revoked."""
+
+    @property
+    def spendable(self) -> int:
+        """Neuron the provider may charge: balance less pending refunds."""
+        return self.balance - self.pending_refund
+
+
+@_record
+class AccountSummary:
+    """One row of a wallet's sub-accounts."""
+
+    user: Address
+    provider: Address
+    account_nonce: int
+    balance: int
+    pending_refund: int
+    acknowledged: bool
+    refund_count: int
+    deliverable_count: int = 0
+
+
+@_record
+class LedgerDetail:
+    """A wallet's whole account: ledger and all sub-accounts."""
+
+    ledger: Ledger
+    inference: tuple[AccountSummary, ...]
+    fine_tuning: tuple[AccountSummary, ...]
+
+
+@_record
+class FineTuningAccountDetail:
+    """A sub-account with refund timing."""
+
+    account: FineTuningAccountDetails
+    refunds: tuple[Refund, ...]
+    lock_time: int
+    """Seconds a refund stays locked."""
+    as_of: dt.datetime
+    """Block time of the answer; remaining times count from here."""
+
+
+@_record
+class InferenceService:
+    """An inference provider's registration."""
+
+    provider: Address
+    service_type: str
+    url: str
+    input_price: int
+    output_price: int
+    updated_at: dt.datetime
+    model: str
+    verifiability: str
+    additional_info: str
+    tee_signer_address: Address
+    tee_signer_acknowledged: bool
+
+
+class TaskProgress(enum.StrEnum):
+    """States of a provider's task, in order; old spellings are mapped, unknown ones kept in `Task.progress_text`."""
+
+    INIT = "Init"
+    SETTING_UP = "SettingUp"
+    SET_UP = "SetUp"
+    TRAINING = "Training"
+    TRAINED = "Trained"
+    DELIVERING = "Delivering"
+    DELIVERED = "Delivered"
+    USER_ACKNOWLEDGED = "UserAcknowledged"
+    FINISHED = "Finished"
+    FAILED = "Failed"
+    CANCELLED = "Cancelled"
+    UNKNOWN = "Unknown"
+
+
+PROGRESS_ALIASES: Final[Mapping[str, TaskProgress]] = {
+    "InProgress": TaskProgress.TRAINING,
+    "UserAckDelivered": TaskProgress.USER_ACKNOWLEDGED,
+    "Completed": TaskProgress.FINISHED,
+}
+"""Spellings of older providers and documents (features S-01)."""
+
+TERMINAL: Final = frozenset({TaskProgress.FINISHED, TaskProgress.FAILED, TaskProgress.CANCELLED})
+CANCELLABLE: Final = frozenset({TaskProgress.INIT, TaskProgress.SETTING_UP, TaskProgress.SET_UP})
+DOWNLOADABLE: Final = frozenset({TaskProgress.DELIVERED, TaskProgress.USER_ACKNOWLEDGED, TaskProgress.FINISHED})
+
+
+@_record
+class Task:
+    """A provider's training task."""
+
+    id: TaskId
+    provider: Address
+    user: Address
+    progress: TaskProgress
+    progress_text: str
+    """The provider's own word for it."""
+    created_at: dt.datetime
+    updated_at: dt.datetime
+    model_hash: str
+    dataset_hash: str
+    training_params: str
+    fee: int
+    """Neuron; 0 until the provider has counted the tokens."""
+    request_nonce: int
+    """The number we chose when we created it."""
+    deliver_time: dt.datetime | None
+    model_type: int = 0
+    ack_deadline: dt.datetime | None = None
+    """When the provider may settle with penalty, by the strictest rule in use; None while the lock time is unknown."""
+
+    @property
+    def is_terminal(self) -> bool:
+        """Whether the provider will do nothing more."""
+        return self.progress in TERMINAL
+
+    @property
+    def is_cancellable(self) -> bool:
+        """Whether the provider would still cancel it."""
+        return self.progress in CANCELLABLE
+
+
+@_record
+class Model:
+    """A base model that can be fine-tuned."""
+
+    name: str
+    hash: str
+    """What `preTrainedModelHash` takes."""
+    tokenizer: str = ""
+    data_type: str = "text"
+    description: str = ""
+    provider: Address | None = None
+    """None: predefined, every provider has it."""
+    price_coefficient: int = 1
+    storage_fee: int = 0
+    """Neuron added to each task's fee."""
+    networks: tuple[str, ...] = ()
+
+
+@_record
+class ModelCatalogue:
+    """What can be trained on a network."""
+
+    predefined: tuple[Model, ...]
+    customised: tuple[Model, ...]
+    unreachable: tuple[Address, ...]
+    """Providers that announce models but didn't answer."""
+
+
+class AdapterState(enum.StrEnum):
+    """States of a served adapter; an unknown one counts as in progress."""
+
+    INIT = "init"
+    PENDING = "pending"
+    DOWNLOADING = "downloading"
+    READY = "ready"
+    LOADING = "loading"
+    ACTIVE = "active"
+    OFFLOADED = "offloaded"
+    ARCHIVED = "archived"
+    FAILED = "failed"
+    UNKNOWN = "unknown"
+
+
+@_record
+class Adapter:
+    """A LoRA adapter at an inference provider."""
+
+    adapter_name: str
+    task_id: TaskId
+    base_model: str
+    state: AdapterState
+    state_text: str
+    user: Address | None
+    storage_root: str = ""
+    error: str = ""
+
+
+@_record
+class DeployResponse:
+    """The outcome of a deployment request."""
+
+    message: str
+    adapter_name: str
+    state: AdapterState
+
+
+class CancelResult(enum.StrEnum):
+    """What came of a cancellation, confirmed by reading the task back."""
+
+    CANCELLED = "cancelled"
+    TOO_LATE = "too_late"
+    UNKNOWN_TASK = "unknown_task"
+    NOT_YOURS = "not_yours"
+
+
+@_record
+class CancelOutcome:
+    """The outcome of `cancel_task`."""
+
+    result: CancelResult
+    task: Task | None
+    """The task as read back."""
+    message: str
+    """The provider's words."""
+
+
+@_record
+class UploadedDataset:
+    """A dataset at a provider."""
+
+    dataset_hash: RootHash
+    """keccak256 of the file's bytes, equal on both sides."""
+    size: int
+    message: str = ""
+
+
+@_record
+class DownloadedModel:
+    """An encrypted model on disk whose hash was checked."""
+
+    path: str
+    size: int
+    root_hash: RootHash
+    """The hash on chain that it was checked against."""
+    matched: str
+    """`"keccak256"` or `"storage_root"`."""
+    source: str
+    """`"tee"` or `"0g-storage"`."""
+
+
+@_record
+class SessionToken:
+    """A bearer token for one inference provider. `repr` hides it."""
+
+    provider: Address
+    token_id: int
+    generation: int
+    created_at: dt.datetime
+    expires_at: dt.datetime | None
+    """None: never."""
+    raw_token: str = dataclasses.field(repr=False)
+    """`app-sk-...`; a secret."""
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """The headers that authenticate a request."""
+        return {"Authorization": f"Bearer {self.raw_token}"}
+
+
+@_record
+class ServiceMetadata:
+    """Where and with which model to talk to an inference provider."""
+
+    endpoint: str
+    model: str
+
+
+@_record
+class Usage:
+    """Token counts of one answer."""
+
+    prompt_tokens: int
+    completion_tokens: int
+
+
+@_record
+class ChatAnswer:
+    """A chat completion."""
+
+    id: str
+    model: str
+    content: str
+    finish_reason: str | None
+    usage: Usage | None
+    response_key: str | None
+    """The id under which the provider keeps the answer's signature."""
+    raw: Mapping[str, object] = dataclasses.field(repr=False)
+    """The whole JSON as the provider sent it."""
