@@ -10,6 +10,16 @@ import aioresponses.core
 import pytest
 
 from tests.clock import FakeClock
+from tests.goals import Collector
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--goals", action="store_true", help="write .goals-report.json for `python -m tests.goals`")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--goals"):
+        config.pluginmanager.register(Collector())
 
 
 def _mend_aioresponses() -> None:

@@ -1,0 +1,72 @@
+"""The library prints nothing, hides no error, starts no process, and importing it has no effect."""
+
+import ast
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+PACKAGE = pathlib.Path(__file__).parents[2] / "zg_async"
+LIBRARY = [p for p in PACKAGE.rglob("*.py") if p.relative_to(PACKAGE).parts[0] not in ("cli", "devnet")]
+
+
+def _calls(path: pathlib.Path) -> set[str]:
+    return {ast.unparse(n.func) for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Call)}
+
+
+def test_library_never_prints_or_prompts():
+    assert [p.name for p in LIBRARY if _calls(p) & {"print", "input", "getpass.getpass", "sys.stdout.write"}] == []
+
+
+def test_library_starts_no_process_and_evaluates_nothing():
+    bad = {
+        "eval",
+        "exec",
+        "os.system",
+        "subprocess.run",
+        "subprocess.Popen",
+        "pickle.loads",
+        "pickle.load",
+        "tempfile.mktemp",
+    }
+    assert [p.name for p in LIBRARY if _calls(p) & bad] == []
+
+
+def test_no_bare_except_hides_errors():
+    broad = [
+        p.name
+        for p in LIBRARY
+        for n in ast.walk(ast.parse(p.read_text()))
+        if isinstance(n, ast.ExceptHandler)
+        and (n.type is None or ast.unparse(n.type) in ("Exception", "BaseException"))
+        and p.name != "runner.py"
+    ]
+    assert broad == []
+
+
+@pytest.mark.slow
+def test_import_is_quick_and_without_effect():
+    code = (
+        "import sys, threading, signal\n"
+        "before = (sys.getrecursionlimit(), threading.active_count(), signal.getsignal(signal.SIGINT))\n"
+        "import zg_async\n"
+        "assert before == (sys.getrecursionlimit(), threading.active_count(), signal.getsignal(signal.SIGINT))\n"
+        "heavy = {'web3', 'eth_account', 'aiohttp', 'rich', 'cyclopts', 'numpy', 'eth'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+def test_opening_a_broker_leaves_the_recursion_limit_alone():
+    code = (
+        "import sys\n"
+        "before = sys.getrecursionlimit()\n"
+        "import zg_async\n"
+        "zg_async.create_broker(private_key='0x' + '11' * 32, network='local')\n"
+        "assert sys.getrecursionlimit() == before\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,72 @@
+"""What every manager of one wallet works with."""
+
+import dataclasses
+
+import anyio
+
+from zg_async.clock import Clock
+from zg_async.errors import ConfigError
+from zg_async.managers.services import ServiceDirectory
+from zg_async.transport.chain import Chain
+from zg_async.transport.http import Http
+from zg_async.transport.signer import DecryptionKey, Signer
+from zg_async.wire.contracts import Call
+from zg_async.wire.records import Address, Receipt
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Context:
+    """One wallet on one network; without a signer it only reads."""
+
+    chain: Chain
+    http: Http
+    services: ServiceDirectory
+    clock: Clock
+    signer: Signer | None = None
+    key: DecryptionKey | None = None
+    funding: anyio.Lock = dataclasses.field(default_factory=anyio.Lock)
+    """Held while a funding plan is made and carried out, so that two don't spend the same balance."""
+
+    @property
+    def wallet(self) -> Address:
+        """The wallet's address.
+
+        Raises:
+            ConfigError: The broker was made without a key.
+        """
+        return self.require_signer().address
+
+    def require_signer(self) -> Signer:
+        """Return the signer.
+
+        Raises:
+            ConfigError: The broker was made without a key.
+        """
+        if self.signer is None:
+            raise ConfigError("this needs a wallet, and the broker is read-only", hint="Pass private_key= to create_broker")
+        return self.signer
+
+    def require_key(self) -> DecryptionKey:
+        """Return the key that opens wrapped file keys.
+
+        Raises:
+            ConfigError: The signer can't decrypt; nothing was paid yet.
+        """
+        if self.key is None:
+            raise ConfigError(
+                "this signer can't decrypt, and a fine-tuned model is encrypted to the wallet that ordered it",
+                hint="Use a local key or keystore for the wallet that creates the task",
+            )
+        return self.key
+
+    async def write(self, call: Call[object], *, key: str | None = None) -> Receipt:
+        """Send a transaction of this wallet through the outbox and wait until it is mined.
+
+        Args:
+            call: The contract call.
+            key: Names the effect: the same key is the same transaction, in any process. None: a new one.
+
+        Returns:
+            Its receipt.
+        """
+        return await self.chain.write(call, wallet=self.wallet, key=key)

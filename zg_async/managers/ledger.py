@@ -1,0 +1,484 @@
+"""Money: the wallet's ledger, its sub-accounts at providers, and what moves between them.
+
+Rules and limits: 0g-serving-contract contracts/ledger/LedgerManager.sol.
+"""
+
+import dataclasses
+import datetime as dt
+from collections.abc import Sequence
+from typing import Any, Final
+
+from zg_async.errors import (
+    AccountNotFoundError,
+    InsufficientGasFundsError,
+    LedgerNotFoundError,
+    LimitError,
+    ZgError,
+)
+from zg_async.managers.context import Context
+from zg_async.managers.services import LedgerLimits, ServiceType
+from zg_async.units import Amount, format_amount, parse_amount
+from zg_async.wire.contracts import Call
+from zg_async.wire.hashing import parse_address
+from zg_async.wire.records import (
+    AccountSummary,
+    Address,
+    FineTuningAccountDetails,
+    InferenceAccount,
+    Ledger,
+    LedgerDetail,
+    Receipt,
+)
+
+_PAGE: Final = 50
+MAX_OPEN_REFUNDS: Final = 5
+"""Live refunds a sub-account can hold (FineTuningAccount.sol)."""
+
+GAS_ACKNOWLEDGE: Final = 80_000
+GAS_RETRIEVE: Final = 300_000
+GAS_DEPOSIT: Final = 220_000
+GAS_TRANSFER: Final = 600_000
+"""Gas set aside per call: measured use on the real contracts plus a fifth and more (spec of the contracts, gas table)."""
+
+_SubAccount = FineTuningAccountDetails | InferenceAccount
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class FundingStep:
+    """One transaction of a funding plan."""
+
+    name: str
+    call: Call[Any]
+    amount: int
+    """Neuron that move."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class FundingPlan:
+    """What it takes until a sub-account can pay an amount."""
+
+    provider: Address
+    service_type: str
+    required: int
+    spendable: int
+    """What the sub-account can pay now."""
+    steps: tuple[FundingStep, ...]
+    gas_cost: int
+    """The steps' gas at today's price, at most."""
+    gas_reserve: int
+    """Gas kept back for the wallet's open acknowledgements and one retrieve."""
+    wallet_balance: int
+
+    @property
+    def value(self) -> int:
+        """Neuron that leave the wallet for the ledger."""
+        return sum(s.call.value for s in self.steps)
+
+
+class LedgerManager:
+    """The ledger of one wallet."""
+
+    def __init__(self, context: Context) -> None:
+        """Bind to a wallet."""
+        self._ctx = context
+        self._services = context.services
+        self._contract = context.services.ledger
+
+    # ---- views
+
+    async def get_limits(self) -> LedgerLimits:
+        """Read the minima and limits from the contract."""
+        return await self._services.limits()
+
+    async def get_ledger(self) -> Ledger:
+        """Read the wallet's ledger.
+
+        Returns:
+            Its balances in neuron.
+
+        Raises:
+            LedgerNotFoundError: There is none yet; `add_ledger` opens it.
+        """
+        return await self._ctx.chain.call(self._contract.get_ledger(self._ctx.wallet))
+
+    async def get_ledger_with_detail(self) -> LedgerDetail:
+        """Read the ledger and all sub-accounts, in one round trip up to 50 of each kind.
+
+        Raises:
+            LedgerNotFoundError: There is no ledger yet.
+        """
+        wallet = self._ctx.wallet
+        ledger, inference, fine_tuning = await self._all(
+            self._contract.get_ledger(wallet),
+            self._services.inference.get_accounts_by_user(wallet, 0, _PAGE),
+            self._services.fine_tuning.get_accounts_by_user(wallet, 0, _PAGE),
+        )
+        return LedgerDetail(
+            ledger=ledger,
+            inference=await self._rest(self._services.inference, inference),
+            fine_tuning=await self._rest(self._services.fine_tuning, fine_tuning),
+        )
+
+    async def _rest(self, contract: Any, first: tuple[Sequence[Any], int]) -> tuple[AccountSummary, ...]:
+        rows, total = list(first[0]), first[1]
+        while rows and len(rows) < total:
+            page, total = await self._ctx.chain.call(
+                contract.get_accounts_by_user(self._ctx.wallet, len(rows), _PAGE)
+            )
+            if not page:
+                break
+            rows.extend(page)
+        return tuple(rows)
+
+    async def list_ledger(self) -> tuple[Ledger, ...]:
+        """Read all ledgers of the network, page by page."""
+        ledgers: list[Ledger] = []
+        total = 1
+        while len(ledgers) < total:
+            page, total = await self._ctx.chain.call(self._contract.get_all_ledgers(len(ledgers), _PAGE))
+            if not page:
+                break
+            ledgers.extend(page)
+        return tuple(ledgers)
+
+    async def get_providers_with_balance(self, service_type: ServiceType) -> tuple[AccountSummary, ...]:
+        """List the sub-accounts of one service type that hold money.
+
+        Args:
+            service_type: `"fine-tuning"` or `"inference"`.
+        """
+        await self._services.full_name(service_type)
+        contract = self._services.fine_tuning if service_type == "fine-tuning" else self._services.inference
+        first = await self._ctx.chain.call(contract.get_accounts_by_user(self._ctx.wallet, 0, _PAGE))
+        return tuple(row for row in await self._rest(contract, first) if row.balance > 0)
+
+    # ---- between wallet and ledger
+
+    async def add_ledger(self, amount: Amount, *, additional_info: str = "", key: str | None = None) -> Receipt:
+        """Open the wallet's ledger.
+
+        Args:
+            amount: What to put in: int of neuron or decimal string of 0G.
+            additional_info: Text stored with the ledger, at most 4096 bytes.
+            key: Names the effect; the same key is never paid twice.
+
+        Returns:
+            The mined transaction.
+
+        Raises:
+            LimitError: Below the contract's minimum. Nothing was sent.
+            LedgerExistsError: There is one already; use `deposit_fund`.
+        """
+        value, limits = parse_amount(amount), await self.get_limits()
+        if value < limits.min_account_balance:
+            raise LimitError(
+                f"a ledger needs at least {format_amount(limits.min_account_balance)}, not {format_amount(value)}",
+                hint="The limit is MIN_ACCOUNT_BALANCE of the LedgerManager",
+            )
+        return await self._ctx.write(self._contract.add_ledger(additional_info, value=value), key=key)
+
+    async def deposit_fund(self, amount: Amount, *, key: str | None = None) -> Receipt:
+        """Put more into the ledger; opens it when there is none.
+
+        Args:
+            amount: Int of neuron or decimal string of 0G.
+            key: Names the effect; the same key is never paid twice.
+
+        Raises:
+            LimitError: Zero, or below the minimum for a ledger that has to be opened.
+        """
+        value = _positive(amount)
+        if not await self._has_ledger(self._ctx.wallet):
+            await self._require_minimum(value)
+        return await self._ctx.write(self._contract.deposit_fund(value=value), key=key)
+
+    async def deposit_fund_for(self, recipient: str, amount: Amount, *, key: str | None = None) -> Receipt:
+        """Put money into somebody's ledger; opens it when there is none.
+
+        Args:
+            recipient: The wallet whose ledger gets it.
+            amount: Int of neuron or decimal string of 0G.
+            key: Names the effect; the same key is never paid twice.
+
+        Raises:
+            LimitError: Zero, or below the minimum for a ledger that has to be opened.
+        """
+        value, address = _positive(amount), parse_address(recipient, what="recipient")
+        if not await self._has_ledger(address):
+            await self._require_minimum(value)
+        return await self._ctx.write(self._contract.deposit_fund_for(address, value=value), key=key)
+
+    async def refund(self, amount: Amount, *, key: str | None = None) -> Receipt:
+        """Take money from the ledger back to the wallet.
+
+        A refund that brings the total to zero deletes the ledger with all sub-accounts and deliverables.
+
+        Args:
+            amount: Int of neuron or decimal string of 0G.
+            key: Names the effect.
+
+        Raises:
+            LimitError: More than is available, or a remainder between zero and the contract's minimum.
+            LedgerNotFoundError: There is no ledger.
+        """
+        value = parse_amount(amount)
+        ledger, limits = await self.get_ledger(), await self.get_limits()
+        rest = ledger.available_balance - value
+        if rest < 0:
+            raise LimitError(
+                f"only {format_amount(ledger.available_balance)} of the ledger are available, not {format_amount(value)}",
+                hint="retrieve_fund brings money back from sub-accounts",
+            )
+        if 0 < rest < limits.min_account_balance:
+            raise LimitError(
+                f"a refund of {format_amount(value)} would leave {format_amount(rest)}; the contract wants nothing or at "
+                f"least {format_amount(limits.min_account_balance)} to stay available",
+                hint=f"Take {format_amount(ledger.available_balance)}, or at most "
+                f"{format_amount(max(ledger.available_balance - limits.min_account_balance, 0))}",
+            )
+        return await self._ctx.write(self._contract.refund(value), key=key)
+
+    async def delete_ledger(self, *, key: str | None = None) -> Receipt:
+        """Delete an empty ledger with all its sub-accounts.
+
+        Raises:
+            LimitError: It still holds money; `refund` of everything deletes it as well.
+        """
+        ledger = await self.get_ledger()
+        if ledger.total_balance:
+            raise LimitError(
+                f"the ledger still accounts for {format_amount(ledger.total_balance)}",
+                hint="Retrieve it from the sub-accounts, then refund all of it: that deletes the ledger",
+            )
+        return await self._ctx.write(self._contract.delete_ledger(), key=key)
+
+    # ---- between ledger and sub-accounts
+
+    async def transfer_fund(
+        self, provider: str, service_type: str, amount: Amount, *, key: str | None = None
+    ) -> Receipt:
+        """Move money from the ledger to the sub-account at a provider; opens it and acknowledges the signer.
+
+        Args:
+            provider: The provider's address.
+            service_type: `"fine-tuning"` or `"inference"`.
+            amount: Int of neuron or decimal string of 0G. Pending refunds of the sub-account are cancelled first.
+            key: Names the effect; the same key is never paid twice.
+
+        Raises:
+            LimitError: Below the minimum for a new sub-account, or more than the ledger has available.
+            LedgerNotFoundError: There is no ledger.
+        """
+        value, address = parse_amount(amount), parse_address(provider, what="provider")
+        name = await self._services.full_name(service_type)
+        limits = await self.get_limits()
+        ledger, account = await self._ledger_and_account(address, service_type)
+        if ledger is None:
+            raise _no_ledger(self._ctx.wallet)
+        if account is None and value < limits.min_transfer_amount:
+            raise LimitError(
+                f"a new sub-account at {address} needs at least {format_amount(limits.min_transfer_amount)}, "
+                f"not {format_amount(value)}",
+                hint="The limit is MIN_TRANSFER_AMOUNT of the LedgerManager",
+            )
+        leaves = value - min(value, account.pending_refund if account else 0)
+        if leaves > ledger.available_balance:
+            raise LimitError(
+                f"the ledger has {format_amount(ledger.available_balance)} available, {format_amount(leaves)} are needed",
+                hint=f"Deposit {format_amount(leaves - ledger.available_balance)} more",
+            )
+        return await self._ctx.write(self._contract.transfer_fund(address, name, value), key=key)
+
+    async def retrieve_fund(
+        self, service_type: str, providers: Sequence[str] | None = None, *, key: str | None = None
+    ) -> tuple[Receipt, ...]:
+        """Ask for the money of sub-accounts back; a second call after the lock time collects it.
+
+        Args:
+            service_type: `"fine-tuning"` or `"inference"`.
+            providers: Whose; None: all that hold money, in batches as large as the contract takes.
+            key: Names the effect; batches append their number.
+
+        Returns:
+            One receipt per batch; none when there is nothing to retrieve.
+
+        Raises:
+            LimitError: A sub-account has five open refunds and none can be collected yet.
+        """
+        name = await self._services.full_name(service_type)
+        rows = await self.get_providers_with_balance("fine-tuning" if service_type == "fine-tuning" else "inference")
+        if providers is not None:
+            wanted = {parse_address(p, what="provider") for p in providers}
+            rows = tuple(r for r in rows if r.provider in wanted)
+        await self._check_refund_slots(rows, service_type)
+        size = (await self.get_limits()).max_providers_per_batch
+        batches = [[r.provider for r in rows[i : i + size]] for i in range(0, len(rows), size)]
+        return tuple(
+            [
+                await self._ctx.write(self._contract.retrieve_fund(batch, name), key=f"{key}/{i}" if key else None)
+                for i, batch in enumerate(batches, 1)
+            ]
+        )
+
+    async def _check_refund_slots(self, rows: Sequence[AccountSummary], service_type: str) -> None:
+        full = [r for r in rows if r.refund_count >= MAX_OPEN_REFUNDS and r.balance > r.pending_refund]
+        if not full:
+            return
+        contract = self._services.fine_tuning if service_type == "fine-tuning" else self._services.inference
+        lock_time = dt.timedelta(seconds=await self._ctx.chain.call(contract.lock_time()))
+        now = (await self._ctx.chain.block()).timestamp
+        for row in full:
+            account: _SubAccount = await self._ctx.chain.call(contract.get_account(self._ctx.wallet, row.provider))
+            unlocks = min(r.created_at + lock_time for r in account.refunds)
+            if unlocks > now:
+                raise LimitError(
+                    f"the sub-account at {row.provider} has {len(account.refunds)} open refunds, the most the contract "
+                    f"takes; the first unlocks at {unlocks:%Y-%m-%d %H:%M:%S} UTC",
+                    hint="Call retrieve_fund again after that",
+                )
+
+    # ---- funding
+
+    async def plan_funding(self, provider: str, service_type: str, amount: Amount) -> FundingPlan:
+        """Work out what it takes until a sub-account can pay an amount. Sends nothing.
+
+        The plan keeps back the gas of the wallet's open acknowledgements and of one retrieve.
+
+        Args:
+            provider: The provider's address.
+            service_type: `"fine-tuning"` or `"inference"`.
+            amount: What the sub-account has to be able to pay: int of neuron or decimal string of 0G.
+
+        Returns:
+            The plan; without steps when there is enough already.
+
+        Raises:
+            InsufficientGasFundsError: The wallet can't pay value, gas and the gas it has to keep back.
+        """
+        required, address = parse_amount(amount), parse_address(provider, what="provider")
+        name = await self._services.full_name(service_type)
+        limits = await self.get_limits()
+        chain, wallet = self._ctx.chain, self._ctx.wallet
+        ledger, account = await self._ledger_and_account(address, service_type)
+        missing = max(required - (account.spendable if account else 0), 0)
+        if account is None:
+            missing = max(missing, limits.min_transfer_amount)
+        steps: list[FundingStep] = []
+        if missing:
+            leaves = missing - min(missing, account.pending_refund if account else 0)
+            deposit = self._deposit_step(leaves, ledger, limits)
+            steps = [deposit] if deposit else []
+            transfer = self._contract.transfer_fund(address, name, missing)
+            steps.append(FundingStep(name="transfer_fund", call=transfer, amount=missing))
+        open_tasks, _ = await chain.call(self._services.fine_tuning.get_accounts_by_user(wallet, 0, _PAGE))
+        price, balance = await chain.gas_price(), await chain.balance(wallet)
+        plan = FundingPlan(
+            provider=address,
+            service_type=service_type,
+            required=required,
+            spendable=account.spendable if account else 0,
+            steps=tuple(steps),
+            gas_cost=price * sum(GAS_TRANSFER if s.name == "transfer_fund" else GAS_DEPOSIT for s in steps),
+            gas_reserve=price * (GAS_ACKNOWLEDGE * (len(open_tasks) + 1) + GAS_RETRIEVE),
+            wallet_balance=balance,
+        )
+        needed = plan.value + plan.gas_cost + plan.gas_reserve
+        if steps and balance < needed:
+            raise InsufficientGasFundsError(
+                f"{wallet} holds {format_amount(balance)}; this needs {format_amount(plan.value)} to deposit, about "
+                f"{format_amount(plan.gas_cost)} gas, and {format_amount(plan.gas_reserve)} kept for acknowledging "
+                "deliveries and retrieving funds",
+                hint=f"Send at least {format_amount(needed - balance)} to {wallet}",
+            )
+        return plan
+
+    def _deposit_step(self, leaves: int, ledger: Ledger | None, limits: LedgerLimits) -> FundingStep | None:
+        if ledger is None:
+            value = max(leaves, limits.min_account_balance)
+            return FundingStep(name="add_ledger", call=self._contract.add_ledger("", value=value), amount=value)
+        value = leaves - ledger.available_balance
+        if value <= 0:
+            return None
+        return FundingStep(name="deposit_fund", call=self._contract.deposit_fund(value=value), amount=value)
+
+    async def ensure_funded(
+        self, provider: str, service_type: str, amount: Amount, *, key: str | None = None
+    ) -> tuple[Receipt, ...]:
+        """Make sure a sub-account can pay an amount, with the fewest transactions; a second call sends nothing.
+
+        Opens ledger and sub-account when they are missing, and moves exactly what is missing.
+
+        Args:
+            provider: The provider's address.
+            service_type: `"fine-tuning"` or `"inference"`.
+            amount: Int of neuron or decimal string of 0G.
+            key: Names the effect. After a crash the same key first looks for what was sent under it.
+
+        Returns:
+            The mined transactions under this key, none when there was enough.
+        """
+        receipts: list[Receipt] = []
+        async with self._ctx.funding:
+            while key and (known := await self._ctx.chain.recall(f"{key}/{len(receipts) + 1}", wallet=self._ctx.wallet)):
+                receipts.append(known)
+            for _ in range(MAX_OPEN_REFUNDS):  # two steps, and a little more should somebody else move money
+                plan = await self.plan_funding(provider, service_type, amount)
+                if not plan.steps:
+                    break
+                step_key = f"{key}/{len(receipts) + 1}" if key else None
+                receipts.append(await self._ctx.write(plan.steps[0].call, key=step_key))
+        return tuple(receipts)
+
+    # ---- helpers
+
+    async def _ledger_and_account(self, provider: Address, service_type: str) -> tuple[Ledger | None, _SubAccount | None]:
+        contract = self._services.fine_tuning if service_type == "fine-tuning" else self._services.inference
+        wallet = self._ctx.wallet
+        ledger, account = await self._ctx.chain.call_many(
+            [self._contract.get_ledger(wallet), contract.get_account(wallet, provider)]
+        )
+        return _or_none(ledger, LedgerNotFoundError), _or_none(account, AccountNotFoundError)
+
+    async def _has_ledger(self, wallet: Address) -> bool:
+        try:
+            await self._ctx.chain.call(self._contract.get_ledger(wallet))
+        except LedgerNotFoundError:
+            return False
+        return True
+
+    async def _require_minimum(self, value: int) -> None:
+        limits = await self.get_limits()
+        if value < limits.min_account_balance:
+            raise LimitError(
+                f"the deposit would open a ledger, which needs at least {format_amount(limits.min_account_balance)}, "
+                f"not {format_amount(value)}",
+                hint="The limit is MIN_ACCOUNT_BALANCE of the LedgerManager",
+            )
+
+    async def _all(self, *calls: Call[Any]) -> list[Any]:
+        results = await self._ctx.chain.call_many(calls)
+        for result in results:
+            if isinstance(result, ZgError):
+                raise result
+        return results
+
+
+def _positive(amount: Amount) -> int:
+    value = parse_amount(amount)
+    if value == 0:
+        raise LimitError("a deposit of zero does nothing", hint="Give a positive amount")
+    return value
+
+
+def _no_ledger(wallet: Address) -> LedgerNotFoundError:
+    return LedgerNotFoundError(
+        f"{wallet} has no ledger", error_name="LedgerNotExists", arguments=(wallet,), hint="Open one with add_ledger"
+    )
+
+
+def _or_none(result: Any, absent: type[ZgError]) -> Any:
+    if isinstance(result, absent):
+        return None
+    if isinstance(result, ZgError):
+        raise result
+    return result

@@ -1,0 +1,165 @@
+"""What providers registered on chain, and the names under which the ledger knows the serving contracts."""
+
+import dataclasses
+from typing import Final, Literal
+
+import anyio
+
+from zg_async.clock import Clock
+from zg_async.errors import ConfigError, NoInferenceServiceError, ServiceNotFoundError, WrongChainError, ZgError
+from zg_async.networks import Network
+from zg_async.transport.chain import Chain
+from zg_async.wire.contracts import FineTuningContract, InferenceContract, LedgerContract
+from zg_async.wire.records import Address, FineTuningService, InferenceService, ServiceInfo
+
+ServiceType = Literal["fine-tuning", "inference"]
+
+_TTL: Final = 60.0
+_PAGE: Final = 50
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class LedgerLimits:
+    """Limits read from the LedgerManager; amounts in neuron."""
+
+    min_account_balance: int
+    """The least a new ledger holds, and the least that may stay available after a refund, unless nothing stays."""
+    min_transfer_amount: int
+    """The least a new sub-account gets."""
+    max_providers_per_batch: int
+
+
+class ServiceDirectory:
+    """Services, serving contracts' names and limits of one network; shared by all wallets of a broker."""
+
+    def __init__(self, network: Network, chain: Chain, clock: Clock) -> None:
+        """Bind contract addresses; nothing is read yet."""
+        self.network = network
+        self.ledger = LedgerContract(Address(network.ledger))
+        self.fine_tuning = FineTuningContract(Address(network.fine_tuning))
+        self.inference = InferenceContract(Address(network.inference))
+        self._chain = chain
+        self._clock = clock
+        self._names: dict[ServiceType, str] = {}
+        self._limits: LedgerLimits | None = None
+        self._lock_time: tuple[float, int] | None = None
+        self._fine_tuning: dict[Address, tuple[float, FineTuningService]] = {}
+        self._lock = anyio.Lock()
+
+    async def full_name(self, service_type: str) -> str:
+        """Return the registered name of a service type, the only one the ledger takes.
+
+        Args:
+            service_type: `"fine-tuning"` or `"inference"`.
+
+        Returns:
+            For example `fine-tuning-v1.0`.
+
+        Raises:
+            ConfigError: Another service type.
+            WrongChainError: The serving contract is not registered with the ledger.
+        """
+        if service_type not in ("fine-tuning", "inference"):
+            raise ConfigError(f"unknown service type {service_type[:40]!r}", hint='It is "fine-tuning" or "inference"')
+        async with self._lock:
+            if not self._names:
+                await self._read_names()
+        return self._names[service_type]
+
+    async def _read_names(self) -> None:
+        infos: list[ServiceInfo | ZgError] = await self._chain.call_many(
+            [self.ledger.get_service_info(a) for a in (self.fine_tuning.address, self.inference.address)]
+        )
+        names: dict[ServiceType, str] = {}
+        kinds: tuple[ServiceType, ServiceType] = ("fine-tuning", "inference")
+        addresses = (self.fine_tuning.address, self.inference.address)
+        for kind, address, info in zip(kinds, addresses, infos, strict=True):
+            if isinstance(info, ZgError):
+                raise WrongChainError(
+                    f"the ledger at {self.ledger.address} doesn't answer getServiceInfo",
+                    hint="It is none of today's LedgerManager contracts: check the address and the network",
+                ) from info
+            if not info.full_name:
+                raise WrongChainError(
+                    f"the {kind} contract {address} is not registered with the ledger {self.ledger.address}",
+                    hint="Check the contract addresses of this network",
+                )
+            names[kind] = info.full_name
+        self._names = names
+
+    async def limits(self) -> LedgerLimits:
+        """Read the ledger's limits, once."""
+        if self._limits is None:
+            values = await self._chain.call_many(
+                [
+                    self.ledger.min_account_balance(),
+                    self.ledger.min_transfer_amount(),
+                    self.ledger.max_providers_per_batch(),
+                ]
+            )
+            for value in values:
+                if isinstance(value, ZgError):
+                    raise value
+            self._limits = LedgerLimits(*values)
+        return self._limits
+
+    async def lock_time(self) -> int:
+        """Read the fine-tuning contract's lock time in seconds; kept for a minute."""
+        now = self._clock.monotonic()
+        if self._lock_time is None or now - self._lock_time[0] > _TTL:
+            self._lock_time = (now, await self._chain.call(self.fine_tuning.lock_time()))
+        return self._lock_time[1]
+
+    async def fine_tuning_service(self, provider: Address, *, fresh: bool = False) -> FineTuningService:
+        """Read a provider's fine-tuning registration; kept for a minute.
+
+        Args:
+            provider: The provider's address.
+            fresh: Read it from the chain now, as everything that pays or verifies must.
+
+        Returns:
+            The registration.
+
+        Raises:
+            ServiceNotFoundError: The provider is not registered.
+        """
+        now = self._clock.monotonic()
+        known = self._fine_tuning.get(provider)
+        if fresh or known is None or now - known[0] > _TTL:
+            service = await self._chain.call(self.fine_tuning.get_service(provider))
+            self._fine_tuning[provider] = (now, service)
+            return service
+        return known[1]
+
+    async def fine_tuning_services(self) -> tuple[FineTuningService, ...]:
+        """Read all fine-tuning registrations."""
+        services = await self._chain.call(self.fine_tuning.get_all_services())
+        now = self._clock.monotonic()
+        self._fine_tuning = {s.provider: (now, s) for s in services}
+        return services
+
+    async def inference_service(self, provider: Address) -> InferenceService:
+        """Read a provider's inference registration.
+
+        Raises:
+            NoInferenceServiceError: The provider is not registered for inference.
+        """
+        try:
+            return await self._chain.call(self.inference.get_service(provider))
+        except ServiceNotFoundError as e:
+            raise NoInferenceServiceError(
+                f"{provider} is not registered for inference",
+                provider=provider,
+                hint="Adapters and chat are served only by the fine-tuning provider's own wallet: choose one that does both",
+            ) from e
+
+    async def inference_services(self) -> tuple[InferenceService, ...]:
+        """Read all inference registrations, page by page."""
+        services: list[InferenceService] = []
+        total = 1
+        while len(services) < total:
+            page, total = await self._chain.call(self.inference.get_all_services(len(services), _PAGE))
+            if not page:
+                break
+            services.extend(page)
+        return tuple(services)
