@@ -55,7 +55,7 @@ async def _no_task_left() -> AsyncGenerator[None, None]:
     before = asyncio.all_tasks()
     yield
     for _ in range(20):
-        left = [t for t in asyncio.all_tasks() - before if not t.done()]
+        left = [t for t in asyncio.all_tasks() - before - {asyncio.current_task()} if not t.done()]
         if not left:
             break
         await asyncio.sleep(0.01)

@@ -26,6 +26,7 @@ ZgError                                  .code .retryable .hint .retry_after
       QueueFullError *                   the provider takes no more tasks for now
       SignerNotAcknowledgedError         user or owner hasn't acknowledged the TEE signer
     ProviderReplyError                   an answer we can't read
+    EndpointRefusedError                 the URL isn't https on a public address, and not allowed
     TaskNotFoundError
     NoInferenceServiceError              the provider is not registered for inference
     AdapterError                         .adapter_name .state
@@ -390,6 +391,12 @@ class ProviderReplyError(ProviderError):
     """The provider's answer can't be read."""
 
     code = "provider_reply"
+
+
+class EndpointRefusedError(ProviderError):
+    """The URL isn't https on a public address, and the user hasn't allowed its host. Nothing was sent."""
+
+    code = "endpoint_refused"
 
 
 class TaskNotFoundError(ProviderError):

@@ -1,0 +1,1 @@
+"""The part that does I/O: HTTP, JSON-RPC, transactions, logs."""

@@ -1,0 +1,538 @@
+"""HTTP to providers: one pooled session, the address policy, time-outs, caps, and errors of our own.
+
+Foreign exceptions end here. They aren't chained: the `repr` of some holds request headers, of others proxy passwords,
+and their tracebacks hold bodies with signatures. What is worth knowing goes into the message.
+
+Redirects are never followed for a request that carries a body, a signature or a token: aiohttp would repeat the body,
+a dataset included, to whatever host a 307 names.
+"""
+
+import contextlib
+import dataclasses
+import logging
+import os
+import socket
+import ssl
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from typing import Any, Final
+
+import aiohttp
+from yarl import URL
+
+from zg_async.clock import Clock, SystemClock
+from zg_async.errors import (
+    ClosedError,
+    ConfigError,
+    EndpointRefusedError,
+    ProviderError,
+    ProviderRejectedError,
+    ProviderReplyError,
+    ProviderUnavailableError,
+)
+from zg_async.text import printable
+from zg_async.transport.egress import AddressRefusedError, Egress, JudgingResolver
+from zg_async.transport.limiter import Limiter, ProviderLimits, Slot
+from zg_async.transport.retry import ONCE, RetryBudget, RetryPolicy, retry
+from zg_async.wire.strict_json import BadJsonError, decode_json
+
+KIB: Final = 1024
+MIB: Final = 1024 * KIB
+ERROR_BODY_LIMIT: Final = 64 * KIB
+_MAX_REDIRECTS: Final = 3
+_REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
+_log = logging.getLogger("zg_async.http")
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class HttpSettings:
+    """How we talk HTTP. Times in seconds."""
+
+    connect_timeout: float = 10.0
+    idle_timeout: float = 60.0
+    """Longest silence of the other side."""
+    control_timeout: float = 60.0
+    """Longest duration of a call that transfers no file; transfers have none."""
+    min_rate: float = 1024.0
+    """Bytes per second below which a transfer counts as stalled, averaged over a minute."""
+    proxy: str | None = None
+    """URL of an HTTP proxy for everything; may hold user and password."""
+    ca_file: str | None = None
+    """PEM file with certificate authorities to trust besides the system's."""
+    allow_hosts: tuple[str, ...] = ()
+    """Hosts, or `host:port`, that may have private addresses and plain http."""
+    max_connections: int = 100
+    limits: ProviderLimits = dataclasses.field(default_factory=ProviderLimits)
+    retry: RetryPolicy = dataclasses.field(default_factory=RetryPolicy)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Reply:
+    """A whole answer."""
+
+    status: int
+    headers: Mapping[str, str] = dataclasses.field(repr=False)
+    """Case-insensitive."""
+    body: bytes = dataclasses.field(repr=False)
+    endpoint: str
+    """`METHOD /path`."""
+    provider: str | None = None
+
+    @property
+    def text(self) -> str:
+        """The body as UTF-8; what isn't becomes a replacement character."""
+        return self.body.decode(errors="replace")
+
+    def json(self, *, depth: int = 64) -> Any:
+        """Decode the body, whatever its declared type.
+
+        Raises:
+            ProviderReplyError: It isn't the strict JSON we take.
+        """
+        try:
+            return decode_json(self.body, limit=len(self.body), depth=depth)
+        except BadJsonError as error:
+            raise ProviderReplyError(
+                f"{self.endpoint} answered {self.status} with unreadable JSON ({error}): {printable(self.text)!r}",
+                provider=self.provider,
+                endpoint=self.endpoint,
+            ) from None
+
+
+class Answer:
+    """An answer whose body is still to be read. Lives as long as the exchange it came from."""
+
+    def __init__(self, response: aiohttp.ClientResponse, *, endpoint: str, provider: str | None) -> None:
+        """Wrap a response."""
+        self._response = response
+        self.status = response.status
+        self.headers: Mapping[str, str] = response.headers
+        self.endpoint = endpoint
+        self.provider = provider
+
+    @property
+    def content_length(self) -> int | None:
+        """The body's announced size in bytes."""
+        return self._response.content_length
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        """Read the body as it comes.
+
+        Raises:
+            ProviderReplyError: It is compressed, which we didn't ask for and won't unpack.
+            ProviderUnavailableError: The connection broke or fell silent, or the body is shorter than announced.
+        """
+        if self.headers.get("Content-Encoding", "identity").strip().lower() not in ("identity", ""):
+            raise ProviderReplyError(
+                f"{self.endpoint} answered with a compressed body",
+                provider=self.provider,
+                endpoint=self.endpoint,
+            )
+        while True:
+            failure, chunk = None, b""
+            try:
+                chunk = await self._response.content.readany()
+            except (aiohttp.ClientError, TimeoutError, OSError) as error:
+                failure = translated(error, endpoint=self.endpoint, provider=self.provider)
+            if failure is not None:
+                raise failure
+            if not chunk:
+                return
+            yield chunk
+
+    async def read(self, limit: int) -> bytes:
+        """Read the whole body.
+
+        Args:
+            limit: Largest size in bytes.
+
+        Raises:
+            ProviderReplyError: It is larger, or compressed.
+            ProviderUnavailableError: The connection broke.
+        """
+        body = bytearray()
+        async for chunk in self.chunks():
+            body += chunk
+            if len(body) > limit:
+                raise ProviderReplyError(
+                    f"{self.endpoint} answered {self.status} with more than {limit} bytes",
+                    provider=self.provider,
+                    endpoint=self.endpoint,
+                )
+        return bytes(body)
+
+    async def error(self) -> ProviderError:
+        """Read the body of a refusal and make an error of it: status, endpoint and excerpt, whatever its form."""
+        body = bytearray()
+        with contextlib.suppress(ProviderError):  # what came is excerpt enough
+            async for chunk in self.chunks():
+                body += chunk
+                if len(body) >= ERROR_BODY_LIMIT:
+                    break
+        text = body[:ERROR_BODY_LIMIT].decode(errors="replace")
+        if 300 <= self.status < 400:
+            return ProviderRejectedError(
+                f"{self.endpoint} answered {self.status}, a redirect that isn't followed",
+                status=self.status,
+                body=printable(text),
+                provider=self.provider,
+                endpoint=self.endpoint,
+                hint="The registered URL may be outdated; the provider has to register the new one",
+            )
+        from zg_async.wire.provider_api import rejected
+
+        return rejected(self.status, text, provider=self.provider, endpoint=self.endpoint, headers=self.headers)
+
+
+class Http:
+    """The one HTTP client of a broker. An async context manager; a session given to it stays open."""
+
+    def __init__(
+        self,
+        *,
+        session: aiohttp.ClientSession | None = None,
+        settings: HttpSettings | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        """Prepare a client; nothing is opened before `open`.
+
+        Args:
+            session: A session of the caller's. Its own connector resolves names then, so that resolved addresses
+                can't be judged, only names and literal addresses.
+            settings: Time-outs, proxy and the like.
+            clock: The source of time.
+
+        Raises:
+            ConfigError: `allow_hosts`, `proxy` or `ca_file` can't be used.
+        """
+        self.settings = settings or HttpSettings()
+        self.clock: Clock = clock or SystemClock()
+        proxy = self.settings.proxy
+        self.egress = Egress(self.settings.allow_hosts, by_name_only=proxy is not None)
+        if proxy is not None:
+            self.egress.allow(proxy)
+        self._ssl = _ssl_context(self.settings.ca_file)
+        self.limiter = Limiter(self.clock, self.settings.limits)
+        self._budgets: dict[str, RetryBudget] = {}
+        self._session = session
+        self._owned = session is None
+        self._resolver: JudgingResolver | None = None
+        self._closed = False
+
+    async def open(self) -> None:
+        """Open the session. Idempotent."""
+        if self._closed:
+            raise ClosedError("the HTTP client is closed")
+        if self._session is not None:
+            return
+        if self.settings.proxy is not None:
+            _log.warning("behind a proxy only the names of providers can be judged, not their addresses")
+        self._resolver = JudgingResolver(self.egress)
+        connector = aiohttp.TCPConnector(
+            limit=self.settings.max_connections,
+            ssl=self._ssl if self._ssl is not None else True,
+            resolver=self._resolver,
+        )
+        self._session = aiohttp.ClientSession(
+            connector=connector,
+            cookie_jar=aiohttp.DummyCookieJar(),
+            headers={"User-Agent": "zg-async"},
+            proxy=self.settings.proxy,
+        )
+
+    async def aclose(self) -> None:
+        """Close the session if it is ours. Idempotent."""
+        self._closed = True
+        session, self._session = self._session, None
+        if session is not None and self._owned:
+            await session.close()
+        resolver, self._resolver = self._resolver, None
+        if resolver is not None:
+            await resolver.close()
+
+    async def __aenter__(self) -> "Http":
+        await self.open()
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        await self.aclose()
+
+    @property
+    def session(self) -> aiohttp.ClientSession:
+        """The session, for JSON-RPC; its users switch redirects off and translate errors with `translated`."""
+        if self._session is None:
+            raise ClosedError("the HTTP client is closed" if self._closed else "the HTTP client is not open")
+        return self._session
+
+    def allow(self, host_or_url: str) -> None:
+        """Allow a host the user configured, such as the RPC endpoint's."""
+        self.egress.allow(host_or_url)
+
+    def budget(self, host: str) -> RetryBudget:
+        """Return the retry budget of a host, shared by all calls to it."""
+        return self._budgets.setdefault(host, RetryBudget(self.clock))
+
+    @contextlib.asynccontextmanager
+    async def exchange(
+        self,
+        method: str,
+        url: str,
+        *,
+        json: object = None,
+        data: Any = None,
+        headers: Mapping[str, str] | None = None,
+        provider: str | None = None,
+        transfer: bool = False,
+    ) -> AsyncGenerator[Answer, None]:
+        """Send one request, once, and look at the answer while its body is still on the way.
+
+        Args:
+            method: The HTTP method.
+            url: Where to; judged by the address policy.
+            json: A body to encode.
+            data: A body as it is.
+            headers: Further headers.
+            provider: Whose endpoint it is, for errors.
+            transfer: A file goes or comes: idle time-out only.
+
+        Yields:
+            The answer, of any status, redirects included.
+
+        Raises:
+            EndpointRefusedError: The policy forbids the address.
+            ProviderUnavailableError: No answer.
+        """
+        target = self.egress.check_url(url, provider=provider)
+        endpoint = f"{method} {target.path}"
+        failure: ProviderError | None = None
+        response: aiohttp.ClientResponse | None = None
+        try:
+            response = await self.session.request(
+                method,
+                target,
+                json=json,
+                data=data,
+                headers={"Accept-Encoding": "identity", **(headers or {})},
+                timeout=self._timeout(transfer=transfer),
+                allow_redirects=False,
+                raise_for_status=False,
+                auto_decompress=False,
+                read_bufsize=MIB if transfer else 64 * KIB,
+            )
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            failure = translated(error, endpoint=endpoint, provider=provider, host=target.raw_host)
+        if failure is not None or response is None:
+            raise failure or ProviderUnavailableError(f"{endpoint}: no answer", provider=provider, endpoint=endpoint)
+        try:
+            yield Answer(response, endpoint=endpoint, provider=provider)
+        finally:
+            response.release()  # keeps the connection only if the body was read to its end
+
+    def _timeout(self, *, transfer: bool) -> aiohttp.ClientTimeout:
+        settings = self.settings
+        return aiohttp.ClientTimeout(
+            total=None if transfer else settings.control_timeout,
+            sock_connect=settings.connect_timeout,
+            sock_read=settings.idle_timeout,
+        )
+
+    async def request(
+        self,
+        method: str,
+        url: str,
+        *,
+        json: object = None,
+        headers: Mapping[str, str] | None = None,
+        limit: int = 256 * KIB,
+        provider: str | None = None,
+        idempotent: bool | None = None,
+        signed: bool = False,
+        limited: bool = False,
+        raw_status: bool = False,
+        policy: RetryPolicy | None = None,
+    ) -> Reply:
+        """Make a control call: small body, small answer.
+
+        Args:
+            method: The HTTP method.
+            url: Where to.
+            json: A body to encode.
+            headers: Further headers.
+            limit: Largest answer in bytes.
+            provider: Whose endpoint it is, for errors.
+            idempotent: Whether it may be repeated when no answer came; None: GET only.
+            signed: Whether URL or headers carry a signature or token; then no redirect is followed, nor with a body.
+            limited: Whether it is one of the routes under the provider's rate limit.
+            raw_status: Return answers of any status instead of raising.
+            policy: Retry bounds; None means the settings'.
+
+        Returns:
+            The answer, 2xx unless `raw_status`.
+
+        Raises:
+            ProviderUnavailableError: No answer, 429 or 5xx, after the retries (retryable).
+            ProviderError: A refusal, as `wire.provider_api.rejected` classifies it, or a forbidden address.
+            ProviderReplyError: The answer is too large.
+        """
+        call = _Call(
+            method=method,
+            url=url,
+            json=json,
+            headers=headers,
+            limit=limit,
+            provider=provider,
+            follow=method == "GET" and json is None and not headers and not signed,
+            raw_status=raw_status,
+        )
+        host = self.host_of(url, provider=provider)
+
+        async def in_turn() -> Reply:
+            async with self.limiter.slot(host) as slot:
+                return await self._once(call, slot)
+
+        async def at_once() -> Reply:
+            return await self._once(call, None)
+
+        repeatable = method == "GET" if idempotent is None else idempotent
+        chosen = (policy or self.settings.retry) if repeatable else ONCE
+        return await retry(in_turn if limited else at_once, clock=self.clock, policy=chosen, budget=self.budget(host))
+
+    async def _once(self, call: "_Call", slot: Slot | None) -> Reply:
+        url = call.url
+        for _ in range(_MAX_REDIRECTS + 1):
+            async with self.exchange(
+                call.method, url, json=call.json, headers=call.headers, provider=call.provider
+            ) as answer:
+                onward = _same_origin(url, answer) if call.follow else None
+                if onward is None:
+                    return await _whole(answer, call, slot)
+                url = onward
+        raise ProviderRejectedError(
+            f"{call.method} {URL(call.url).path}: more than {_MAX_REDIRECTS} redirects",
+            status=302,
+            provider=call.provider,
+            endpoint=f"{call.method} {URL(call.url).path}",
+        )
+
+    def host_of(self, url: str, *, provider: str | None = None) -> str:
+        """Return the `host:port` that limits and budgets belong to."""
+        target = self.egress.check_url(url, provider=provider)
+        return f"{target.raw_host}:{target.port}"
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class _Call:
+    """A control call; its parts stay out of `repr`, they may be secrets."""
+
+    method: str
+    url: str = dataclasses.field(repr=False)
+    json: object = dataclasses.field(repr=False)
+    headers: Mapping[str, str] | None = dataclasses.field(repr=False)
+    limit: int
+    provider: str | None
+    follow: bool
+    raw_status: bool
+
+
+async def _whole(answer: Answer, call: _Call, slot: Slot | None) -> Reply:
+    if not 200 <= answer.status < 300 and not call.raw_status:
+        failure = await answer.error()
+        if answer.status == 429 and slot is not None:
+            slot.refused(failure.retry_after)
+        raise failure
+    return Reply(
+        status=answer.status,
+        headers=answer.headers,
+        body=await answer.read(call.limit),
+        endpoint=answer.endpoint,
+        provider=answer.provider,
+    )
+
+
+def _same_origin(url: str, answer: Answer) -> str | None:
+    """Where a redirect leads, if it stays with the same scheme, host and port."""
+    if answer.status not in _REDIRECTS:
+        return None
+    here = URL(url)
+    try:
+        there = here.join(URL(answer.headers.get("Location", "")))
+        return str(there) if there.origin() == here.origin() else None
+    except ValueError:
+        return None
+
+
+def translated(
+    error: Exception, *, endpoint: str, provider: str | None = None, host: str | None = None
+) -> ProviderError:
+    """Make an error of ours of one from aiohttp, without anything secret and without chaining.
+
+    Args:
+        error: An `aiohttp.ClientError`, `TimeoutError` or `OSError`.
+        endpoint: `METHOD /path`.
+        provider: Whose endpoint it is.
+        host: What was connected to.
+
+    Returns:
+        `EndpointRefusedError` if the address policy spoke, else `ProviderUnavailableError`.
+    """
+    cause = getattr(error, "os_error", None)
+    if isinstance(cause, AddressRefusedError):
+        return EndpointRefusedError(
+            str(cause),
+            provider=provider,
+            endpoint=endpoint,
+            hint=f"If you trust it, allow it by name: allow_hosts=({host!r},)" if host else None,
+        )
+    at = f" at {printable(host, limit=80)}" if host else ""
+    return ProviderUnavailableError(
+        f"{endpoint}{at}: {failure_text(error)}",
+        provider=provider,
+        endpoint=endpoint,
+    )
+
+
+def failure_text(error: Exception) -> str:
+    """Say why a request got no answer, in words that hold no header, query, user or password."""
+    match error:
+        case aiohttp.ConnectionTimeoutError():
+            return "no connection within the time-out"
+        case aiohttp.SocketTimeoutError():
+            return "silent for longer than the idle time-out"
+        case TimeoutError():
+            return "no answer within the time-out"
+        case aiohttp.ClientConnectorCertificateError():
+            return f"bad certificate: {printable(str(error.certificate_error))}"
+        case aiohttp.ClientConnectorError():
+            return f"can't connect: {_os_text(error.os_error)}"
+        case aiohttp.ServerDisconnectedError():
+            return "the connection was closed without an answer"
+        case aiohttp.ClientHttpProxyError():
+            return f"the proxy answered {error.status}"
+        case aiohttp.ClientPayloadError():
+            return "the answer was cut short"
+        case aiohttp.ClientResponseError():
+            return "the answer isn't HTTP"
+        case OSError():
+            return f"the connection broke: {_os_text(error)}"
+        case _:
+            return f"the connection broke ({type(error).__name__})"
+
+
+def _os_text(error: OSError) -> str:
+    if isinstance(error, ssl.SSLError):
+        return f"TLS: {printable(str(error.reason or error.strerror))}"
+    if isinstance(error, socket.gaierror):
+        return f"the name can't be resolved ({error.strerror})"
+    return os.strerror(error.errno) if error.errno and error.errno > 0 else type(error).__name__
+
+
+def _ssl_context(ca_file: str | None) -> ssl.SSLContext | None:
+    if ca_file is None:
+        return None
+    context = ssl.create_default_context()
+    try:
+        context.load_verify_locations(cafile=ca_file)
+    except (OSError, ssl.SSLError):
+        raise ConfigError(
+            f"{printable(ca_file)!r} holds no certificate authorities", hint="ca_file takes a PEM file"
+        ) from None
+    return context
