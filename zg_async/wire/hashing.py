@@ -73,14 +73,17 @@ def parse_address(text: str, *, what: str = "address") -> Address:
     Raises:
         ConfigError: No address, or a mixed-case one whose checksum is wrong (a typo).
     """
-    if not isinstance(text, str) or (match := _ADDRESS.fullmatch(text.strip())) is None:
-        shown = printable(text, limit=60) if isinstance(text, str) else type(text).__name__
-        raise ConfigError(f"the {what} is not an address: {shown}", hint="Write 0x and 40 hex digits.")
+    text = str(text).strip()
+    match = _ADDRESS.fullmatch(text)
+    if match is None:
+        raise ConfigError(
+            f"the {what} is not an address: {printable(text, limit=60)}", hint="Write 0x and 40 hex digits."
+        )
     digits = match[1]
     address = _checksum(digits.lower())
     if digits not in (digits.lower(), digits.upper()) and digits != address[2:]:
         raise ConfigError(
-            f"the {what} {text.strip()} has a wrong checksum",
+            f"the {what} {text} has a wrong checksum",
             hint="Look for a typo, or write it all in lower case to skip this check.",
         )
     return address

@@ -4,10 +4,10 @@ Struct sources: 0g-serving-contract contracts/{ledger,fine-tuning,inference}; ta
 schema/task.go.
 """
 
-import dataclasses
 import datetime as dt
 import enum
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Final, NewType
 
 Address = NewType("Address", str)
@@ -21,10 +21,8 @@ TaskId = NewType("TaskId", str)
 JobId = NewType("JobId", str)
 """One of our end-to-end runs."""
 
-_record = dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 
-
-@_record
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Receipt:
     """A mined transaction."""
 
@@ -44,7 +42,7 @@ class Receipt:
         return self.gas_used * self.effective_gas_price
 
 
-@_record
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Log:
     """An event as the chain stores it."""
 
@@ -57,7 +55,7 @@ class Log:
     log_index: int
 
 
-@_record
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Ledger:
     """A wallet's main account in the LedgerManager."""
 
@@ -74,7 +72,7 @@ class Ledger:
         return self.total_balance - self.available_balance
 
 
-@_record
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ServiceInfo:
     """A serving contract as the ledger registered it."""
 
@@ -89,7 +87,7 @@ class ServiceInfo:
     registered_at: int
 
 
-@_record
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Refund:
     """A live refund request of a sub-account."""
 
@@ -106,7 +104,7 @@ class Refund:
         return max(self.unlocks_at - now, dt.timedelta(0))
 
 
-@_record
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Quota:
     """A fine-tuning provider's hardware, by its own word."""
 
@@ -129,7 +127,7 @@ class Quota:
         return self.node_storage
 
 
-@_record
+@dataclass(frozen=True, slots=True, kw_only=True)
 class FineTuningService:
     """A fine-tuning provider's registration."""
 
@@ -146,7 +144,7 @@ class FineTuningService:
     """The contract owner's approval of the signer."""
 
 
-@_record
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Deliverable:
     """A delivered model as the chain knows it."""
 
@@ -161,7 +159,7 @@ class Deliverable:
     settled: bool
 
 
-@_record
+@dataclass(frozen=True, slots=True, kw_only=True)
 class FineTuningAccountDetails:
     """A wallet's fine-tuning sub-account at one provider."""
 
@@ -185,7 +183,7 @@ class FineTuningAccountDetails:
         return self.balance - self.pending_refund
 
 
-@_record
+@dataclass(frozen=True, slots=True, kw_only=True)
 class InferenceAccount:
     """A wallet's inference sub-account at one provider."""
 
@@ -208,7 +206,7 @@ class InferenceAccount:
         return self.balance - self.pending_refund
 
 
-@_record
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AccountSummary:
     """One row of a wallet's sub-accounts."""
 
@@ -222,7 +220,7 @@ class AccountSummary:
     deliverable_count: int = 0
 
 
-@_record
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LedgerDetail:
     """A wallet's whole account: ledger and all sub-accounts."""
 
@@ -231,7 +229,7 @@ class LedgerDetail:
     fine_tuning: tuple[AccountSummary, ...]
 
 
-@_record
+@dataclass(frozen=True, slots=True, kw_only=True)
 class FineTuningAccountDetail:
     """A sub-account with refund timing."""
 
@@ -243,7 +241,7 @@ class FineTuningAccountDetail:
     """Block time of the answer; remaining times count from here."""
 
 
-@_record
+@dataclass(frozen=True, slots=True, kw_only=True)
 class InferenceService:
     """An inference provider's registration."""
 
@@ -289,7 +287,7 @@ CANCELLABLE: Final = frozenset({TaskProgress.INIT, TaskProgress.SETTING_UP, Task
 DOWNLOADABLE: Final = frozenset({TaskProgress.DELIVERED, TaskProgress.USER_ACKNOWLEDGED, TaskProgress.FINISHED})
 
 
-@_record
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
     """A provider's training task."""
 
@@ -324,7 +322,7 @@ class Task:
         return self.progress in CANCELLABLE
 
 
-@_record
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Model:
     """A base model that can be fine-tuned."""
 
@@ -342,7 +340,7 @@ class Model:
     networks: tuple[str, ...] = ()
 
 
-@_record
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelCatalogue:
     """What can be trained on a network."""
 
@@ -367,7 +365,7 @@ class AdapterState(enum.StrEnum):
     UNKNOWN = "unknown"
 
 
-@_record
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Adapter:
     """A LoRA adapter at an inference provider."""
 
@@ -381,7 +379,7 @@ class Adapter:
     error: str = ""
 
 
-@_record
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DeployResponse:
     """The outcome of a deployment request."""
 
@@ -399,7 +397,7 @@ class CancelResult(enum.StrEnum):
     NOT_YOURS = "not_yours"
 
 
-@_record
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CancelOutcome:
     """The outcome of `cancel_task`."""
 
@@ -410,7 +408,7 @@ class CancelOutcome:
     """The provider's words."""
 
 
-@_record
+@dataclass(frozen=True, slots=True, kw_only=True)
 class UploadedDataset:
     """A dataset at a provider."""
 
@@ -420,7 +418,7 @@ class UploadedDataset:
     message: str = ""
 
 
-@_record
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DownloadedModel:
     """An encrypted model on disk whose hash was checked."""
 
@@ -434,7 +432,7 @@ class DownloadedModel:
     """`"tee"` or `"0g-storage"`."""
 
 
-@_record
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SessionToken:
     """A bearer token for one inference provider. `repr` hides it."""
 
@@ -444,7 +442,7 @@ class SessionToken:
     created_at: dt.datetime
     expires_at: dt.datetime | None
     """None: never."""
-    raw_token: str = dataclasses.field(repr=False)
+    raw_token: str = field(repr=False)
     """`app-sk-...`; a secret."""
 
     @property
@@ -453,7 +451,7 @@ class SessionToken:
         return {"Authorization": f"Bearer {self.raw_token}"}
 
 
-@_record
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ServiceMetadata:
     """Where and with which model to talk to an inference provider."""
 
@@ -461,7 +459,7 @@ class ServiceMetadata:
     model: str
 
 
-@_record
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Usage:
     """Token counts of one answer."""
 
@@ -469,7 +467,7 @@ class Usage:
     completion_tokens: int
 
 
-@_record
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ChatAnswer:
     """A chat completion."""
 
@@ -480,5 +478,5 @@ class ChatAnswer:
     usage: Usage | None
     response_key: str | None
     """The id under which the provider keeps the answer's signature."""
-    raw: Mapping[str, object] = dataclasses.field(repr=False)
+    raw: Mapping[str, object] = field(repr=False)
     """The whole JSON as the provider sent it."""

@@ -15,9 +15,10 @@ import uuid
 from dataclasses import dataclass
 from typing import Any, Final
 
-from eth_keys import KeyAPI
 from eth_keys.constants import SECPK1_N
-from eth_keys.exceptions import BadSignature, ValidationError
+from eth_keys.exceptions import BadSignature
+from eth_keys.main import KeyAPI
+from eth_utils.exceptions import ValidationError
 
 from zg_async.errors import SignatureMismatchError
 from zg_async.wire.hashing import checksum_address, hex0x, keccak256
