@@ -1,0 +1,537 @@
+"""An EVM with a list of blocks on top: py-evm with what a development chain needs and without what it doesn't.
+
+Everything here is synchronous and belongs to one thread at a time. The list `blocks` is the truth: a rewind cuts it,
+and state is read through the state root of the block it belongs to. Blocks are built, never validated: nobody else
+makes them.
+
+Differences from a stock py-evm chain, each with its reason:
+- two blocks may have the same timestamp, so that quick blocks don't drive the chain's clock ahead;
+- a signature is checked by recovering the sender once; py-evm does it three times for legacy transactions;
+- calls run with the timestamp of the block to come, so that a simulation sees what the next block will see.
+"""
+
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+_limit = sys.getrecursionlimit()
+
+import rlp  # type: ignore[import-untyped]  # noqa: E402
+from eth.abc import BlockHeaderAPI, ComputationAPI, SignedTransactionAPI, StateAPI  # noqa: E402
+from eth.consensus.context import ConsensusContext  # noqa: E402
+from eth.constants import CREATE_CONTRACT_ADDRESS  # noqa: E402
+from eth.db.atomic import AtomicDB  # noqa: E402
+from eth.db.backends.memory import MemoryDB  # noqa: E402
+from eth.db.chain import ChainDB  # noqa: E402
+from eth.exceptions import Revert, UnrecognizedTransactionType, VMError  # noqa: E402
+from eth.rlp.headers import BlockHeader  # noqa: E402
+from eth.vm.chain_context import ChainContext  # noqa: E402
+from eth.vm.forks.prague import PragueVM  # noqa: E402
+from eth.vm.forks.prague.state import PragueState, PragueTransactionExecutor  # noqa: E402
+from eth.vm.spoof import SpoofTransaction  # noqa: E402
+from eth_hash.auto import keccak  # noqa: E402
+from eth_keys.exceptions import BadSignature  # noqa: E402
+from eth_utils.exceptions import ValidationError  # noqa: E402
+
+# The imports raise the limit to 100,000 (py_ecc), with which a deeply nested JSON text ends the interpreter. A contract
+# calling itself needs about ten Python frames a level and, with 60 million gas, gets some 400 levels deep.
+_EVM_RECURSION = 12_288
+sys.setrecursionlimit(max(_limit, _EVM_RECURSION))
+
+BLOCK_GAS_LIMIT = 60_000_000
+CALL_GAS_CAP = 20_000_000
+"""A call that never ends runs some seconds with this much."""
+MAX_INIT_CODE = 49_152
+INITIAL_BASE_FEE = 10**9
+_HALF_CURVE_ORDER = 0x7FFFFFFFFFFFFFFFFFFFFFFFFFFFFFFF5D576E7357A4501DDFE92F46681B20A0
+_ANCESTORS = 256
+
+
+class BadTransactionError(ValueError):
+    """A transaction that no block can hold, in the words clients know from geth."""
+
+
+class ExecutionFailedError(Exception):
+    """A call ended with an error.
+
+    Attributes:
+        data: The revert data; None when it wasn't a revert (out of gas, bad opcode).
+    """
+
+    def __init__(self, message: str, data: bytes | None) -> None:
+        super().__init__(message)
+        self.data = data
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SignedTx:
+    """A decoded transaction whose signature and form are right."""
+
+    raw: bytes
+    hash: bytes
+    sender: bytes
+    nonce: int
+    gas: int
+    max_fee: int
+    """Per gas, in neuron."""
+    max_tip: int
+    """Per gas, in neuron; equal to `max_fee` for types 0 and 1."""
+    value: int
+    type: int
+    to: bytes | None
+    data: bytes
+    inner: Any
+    """py-evm's own object."""
+
+    @property
+    def cost(self) -> int:
+        """The most it can cost, in neuron."""
+        return self.gas * self.max_fee + self.value
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvmLog:
+    """One event, by its place in the block."""
+
+    address: bytes
+    topics: tuple[bytes, ...]
+    data: bytes
+    index: int
+    tx_index: int
+    tx_hash: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MinedTx:
+    """A transaction with its outcome."""
+
+    tx: SignedTx
+    index: int
+    status: int
+    gas_used: int
+    cumulative_gas: int
+    gas_price: int
+    """Per gas, as paid, in neuron."""
+    bloom: int
+    contract: bytes | None
+    logs: tuple[EvmLog, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvmBlock:
+    """A block; `state_root` may differ from the header's once a balance was set by hand."""
+
+    number: int
+    hash: bytes
+    timestamp: int
+    base_fee: int
+    header: Any
+    size: int
+    mined: tuple[MinedTx, ...]
+    logs: tuple[EvmLog, ...]
+    state_root: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CallRequest:
+    """What `eth_call` and `eth_estimateGas` are asked; amounts in neuron."""
+
+    sender: bytes = bytes(20)
+    to: bytes | None = None
+    value: int = 0
+    data: bytes = b""
+    gas: int | None = None
+    gas_price: int = 0
+
+
+class _Executor(PragueTransactionExecutor):
+    def validate_transaction(self, transaction: SignedTransactionAPI) -> None:
+        self.vm_state.validate_transaction(transaction)  # form and signature were checked by decode()
+
+
+class _State(PragueState):
+    transaction_executor_class = _Executor
+
+    def set_system_contracts(self) -> None:
+        """Do nothing: there are none, and looking for them costs two trie reads a call."""
+
+
+class _Vm(PragueVM):
+    _state_class = _State
+
+
+class Evm:
+    """Accounts, contracts and blocks.
+
+    Attributes:
+        blocks: All blocks, by number.
+    """
+
+    def __init__(
+        self,
+        balances: Mapping[bytes, int],
+        *,
+        timestamp: int,
+        chain_id: int = 31337,
+        gas_limit: int = BLOCK_GAS_LIMIT,
+        base_fee: int = INITIAL_BASE_FEE,
+    ) -> None:
+        """Make a chain of one block.
+
+        Args:
+            balances: What each account (20 bytes) owns in the genesis, in neuron.
+            timestamp: The genesis' time in unix seconds.
+            chain_id: The id inside every transaction.
+            gas_limit: Gas in a block.
+            base_fee: The genesis' base fee per gas, in neuron.
+        """
+        self.chain_id = chain_id
+        self.gas_limit = gas_limit
+        self._context = ChainContext(chain_id)
+        self._chaindb = ChainDB(AtomicDB(MemoryDB()))
+        self._forks = 0
+        state = _Vm.build_state(
+            self._chaindb.db, BlockHeader(difficulty=0, block_number=-1, gas_limit=0), self._context
+        )
+        for address, amount in balances.items():
+            state.set_balance(_address(address), amount)
+        state.persist()
+        header = _Vm.create_genesis_header(
+            difficulty=0,
+            timestamp=timestamp,
+            gas_limit=gas_limit,
+            state_root=state.state_root,
+            base_fee_per_gas=base_fee,
+            extra_data=b"zg devnet",
+        )
+        self.blocks: list[EvmBlock] = [_block(header, (), header.state_root)]
+
+    @property
+    def head(self) -> EvmBlock:
+        """The newest block."""
+        return self.blocks[-1]
+
+    def next_base_fee(self) -> int:
+        """Return the base fee per gas of the block to come, in neuron."""
+        return int(_Vm.create_header_from_parent(self.head.header, timestamp=self.head.timestamp).base_fee_per_gas)
+
+    # --- transactions ---
+
+    def decode(self, raw: bytes) -> SignedTx:
+        """Read a signed transaction and check all that doesn't depend on state.
+
+        Raises:
+            BadTransactionError: With geth's wording.
+        """
+        try:
+            inner = _Vm.get_transaction_builder().decode(raw)
+        except UnrecognizedTransactionType as error:
+            raise BadTransactionError("transaction type not supported") from error
+        except (rlp.RLPException, ValidationError, ValueError, TypeError, IndexError) as error:
+            raise BadTransactionError("rlp: the bytes are no signed transaction") from error
+        kind = raw[0] if raw[0] < 0x80 else 0
+        if kind not in (0, 1, 2):
+            raise BadTransactionError("transaction type not supported")
+        _check_form(inner, kind, self.chain_id, self.gas_limit)
+        try:
+            sender = bytes(inner.sender)
+        except (BadSignature, ValidationError) as error:
+            raise BadTransactionError("invalid sender") from error
+        return SignedTx(
+            raw=raw,
+            hash=keccak(raw),
+            sender=sender,
+            nonce=inner.nonce,
+            gas=inner.gas,
+            max_fee=inner.max_fee_per_gas,
+            max_tip=inner.max_priority_fee_per_gas,
+            value=inner.value,
+            type=kind,
+            to=None if inner.to == CREATE_CONTRACT_ADDRESS else bytes(inner.to),
+            data=bytes(inner.data),
+            inner=inner,
+        )
+
+    def build(
+        self, transactions: Iterable[SignedTx], *, timestamp: int, base_fee: int | None = None
+    ) -> tuple[EvmBlock, list[SignedTx]]:
+        """Append a block.
+
+        Args:
+            transactions: In order. Those that don't fit are left out, those that can't run are refused.
+            timestamp: At least the head's, in unix seconds.
+            base_fee: Overrides the rule of EIP-1559; neuron per gas.
+
+        Returns:
+            The block, and the refused transactions.
+        """
+        header = self._next_header(timestamp, base_fee)
+        vm = _Vm(header, self._chaindb, self._context, ConsensusContext(self._chaindb.db))
+        vm._state = state = self._state(header)
+        receipts: list[Any] = []
+        mined: list[MinedTx] = []
+        refused: list[SignedTx] = []
+        log_index = 0
+        for tx in transactions:
+            if header.gas_used + tx.gas > header.gas_limit:
+                continue
+            computation = _apply(state, tx.inner)
+            if computation is None:
+                refused.append(tx)
+                continue
+            receipt = vm.make_receipt(header, tx.inner, computation, state)
+            mined.append(_outcome(tx, receipt, computation, header, len(mined), log_index))
+            log_index += len(receipt.logs)
+            header = vm.add_receipt_to_header(header, receipt)
+            receipts.append(receipt)
+        base = _Vm.get_block_class()(header, transactions=[], uncles=[], withdrawals=[])
+        filled = vm.set_block_transactions_and_withdrawals(base, header, [m.tx.inner for m in mined], receipts)
+        final = vm.finalize_block(filled).block
+        block = _block(final.header, tuple(mined), final.header.state_root)
+        self.blocks.append(block)
+        return block, refused
+
+    def _next_header(self, timestamp: int, base_fee: int | None) -> Any:
+        head = self.head
+        header = _Vm.create_header_from_parent(
+            head.header,
+            timestamp=timestamp,
+            gas_limit=self.gas_limit,
+            difficulty=0,
+            mix_hash=keccak(head.hash + self._forks.to_bytes(8, "big")),
+        )
+        header = header.copy(state_root=head.state_root, parent_hash=head.hash)
+        return header if base_fee is None else header.copy(base_fee_per_gas=base_fee)
+
+    def rewind(self, number: int) -> list[EvmBlock]:
+        """Cut the chain after a block; what is built next differs from what was there.
+
+        Returns:
+            The removed blocks, oldest first.
+        """
+        removed = self.blocks[number + 1 :]
+        del self.blocks[number + 1 :]
+        self._forks += 1
+        return removed
+
+    # --- state ---
+
+    def _state(self, header: BlockHeaderAPI) -> StateAPI:
+        first = max(0, header.block_number - _ANCESTORS)
+        ancestors = [block.hash for block in reversed(self.blocks[first : header.block_number])]
+        return _Vm.build_state(self._chaindb.db, header, self._context, ancestors)  # type: ignore[arg-type]
+
+    def state_at(self, block: EvmBlock) -> StateAPI:
+        """Return py-evm's state after a block; changes to it are lost."""
+        return self._state(block.header.copy(state_root=block.state_root))
+
+    def nonce(self, address: bytes, block: EvmBlock | None = None) -> int:
+        """Return how many transactions an account has sent."""
+        return self.state_at(block or self.head).get_nonce(_address(address))
+
+    def balance(self, address: bytes, block: EvmBlock | None = None) -> int:
+        """Return an account's balance in neuron."""
+        return self.state_at(block or self.head).get_balance(_address(address))
+
+    def code(self, address: bytes, block: EvmBlock | None = None) -> bytes:
+        """Return a contract's code, empty for other accounts."""
+        return self.state_at(block or self.head).get_code(_address(address))
+
+    def storage(self, address: bytes, slot: int, block: EvmBlock | None = None) -> int:
+        """Return a storage word."""
+        return self.state_at(block or self.head).get_storage(_address(address), slot)
+
+    def set_balance(self, address: bytes, amount: int) -> None:
+        """Give an account a balance in neuron, outside of any transaction. A rewind below the head undoes it."""
+        head = self.head
+        state = self.state_at(head)
+        state.set_balance(_address(address), amount)
+        state.persist()
+        self.blocks[-1] = _block(head.header, head.mined, state.state_root)
+
+    # --- calls ---
+
+    def call(self, request: CallRequest, block: EvmBlock, *, timestamp: int | None = None) -> bytes:
+        """Run a call on the state after a block.
+
+        Args:
+            request: What to call.
+            block: Whose state.
+            timestamp: What the contract sees as time; None for the block's own.
+
+        Raises:
+            ExecutionFailedError: It reverted or failed.
+            BadTransactionError: The sender can't pay the value.
+        """
+        gas = min(request.gas or CALL_GAS_CAP, CALL_GAS_CAP)
+        computation = self._run(request, block, gas, timestamp)
+        _raise_error(computation)
+        return bytes(computation.output)
+
+    def estimate(self, request: CallRequest, block: EvmBlock, *, timestamp: int | None = None) -> int:
+        """Find a gas limit with which a transaction succeeds, a little above what it uses.
+
+        Raises:
+            ExecutionFailedError: It fails with any.
+            BadTransactionError: The sender can't pay the value, or gas for it.
+        """
+        floor = max(_intrinsic(request.to, request.data), _floor(request.data))
+        most = min(request.gas or self.gas_limit, self.gas_limit)
+        if request.gas_price:
+            spare = self.balance(request.sender, block) - request.value
+            most = min(most, max(spare, 0) // request.gas_price)
+        if most < floor:
+            raise BadTransactionError(f"gas required exceeds allowance ({most})")
+        computation = self._run(request, block, min(most, CALL_GAS_CAP), timestamp)
+        limit = min(most, CALL_GAS_CAP)
+        if computation.is_error and computation.get_gas_remaining() == 0 and most > limit:
+            limit = most
+            computation = self._run(request, block, limit, timestamp)
+        _raise_error(computation)
+        used = max(limit - computation.get_gas_remaining(), floor)  # before refunds, which are paid at the end
+        for attempt in (used, used * 64 // 63 + 2_300, used * 5 // 4, used * 3 // 2, used * 2):
+            if attempt < most and self._run(request, block, attempt, timestamp).is_success:
+                return attempt
+        return most
+
+    def _run(self, request: CallRequest, block: EvmBlock, gas: int, timestamp: int | None) -> ComputationAPI:
+        if gas < _intrinsic(request.to, request.data):
+            raise BadTransactionError(f"intrinsic gas too low: have {gas}, want {_intrinsic(request.to, request.data)}")
+        header = block.header.copy(state_root=block.state_root, base_fee_per_gas=0)
+        state = self._state(header if timestamp is None else header.copy(timestamp=timestamp))
+        balance = state.get_balance(_address(request.sender))
+        if balance < request.value:
+            raise BadTransactionError(
+                f"insufficient funds for gas * price + value: address {_hex(request.sender)} have {balance} "
+                f"want {request.value}"
+            )
+        plain = _Vm.create_unsigned_transaction(
+            nonce=state.get_nonce(_address(request.sender)),
+            gas_price=request.gas_price,
+            gas=gas,
+            to=CREATE_CONTRACT_ADDRESS if request.to is None else _address(request.to),
+            value=request.value,
+            data=request.data,
+        )
+        try:
+            return state.costless_execute_transaction(SpoofTransaction(plain, from_=request.sender))  # type: ignore[arg-type]
+        except VMError as error:  # init code above its limit escapes so
+            raise ExecutionFailedError(str(error) or "max initcode size exceeded", None) from error
+        except ValidationError as error:
+            raise BadTransactionError(str(error)) from error
+
+
+def revert_message(data: bytes) -> str:
+    """Word a revert as nodes do: with the reason when the data is `Error(string)`."""
+    if data[:4] == b"\x08\xc3\x79\xa0" and len(data) >= 68:
+        length = int.from_bytes(data[36:68], "big")
+        reason = data[68 : 68 + min(length, 1024)].decode("utf-8", "replace")
+        return f"execution reverted: {reason}"
+    return "execution reverted"
+
+
+def _raise_error(computation: ComputationAPI) -> None:
+    if computation.is_success:
+        return
+    error = computation.error
+    if isinstance(error, Revert):
+        data = bytes(computation.output)
+        raise ExecutionFailedError(revert_message(data), data)
+    name = {"OutOfGas": "out of gas", "InvalidInstruction": "invalid opcode", "InsufficientFunds": "insufficient funds"}
+    raise ExecutionFailedError(name.get(type(error).__name__, str(error) or type(error).__name__), None)
+
+
+def _apply(state: StateAPI, inner: Any) -> ComputationAPI | None:
+    state.lock_changes()
+    before = state.snapshot()
+    try:
+        return state.apply_transaction(inner)
+    except (ValidationError, VMError):
+        state.revert(before)
+        return None
+
+
+def _outcome(
+    tx: SignedTx, receipt: Any, computation: ComputationAPI, header: Any, index: int, first_log: int
+) -> MinedTx:
+    logs = tuple(
+        EvmLog(
+            address=bytes(log.address),
+            topics=tuple(topic.to_bytes(32, "big") for topic in log.topics),
+            data=bytes(log.data),
+            index=first_log + place,
+            tx_index=index,
+            tx_hash=tx.hash,
+        )
+        for place, log in enumerate(receipt.logs)
+    )
+    return MinedTx(
+        tx=tx,
+        index=index,
+        status=0 if computation.is_error else 1,
+        gas_used=receipt.gas_used - header.gas_used,
+        cumulative_gas=receipt.gas_used,
+        gas_price=min(tx.max_fee, tx.max_tip + header.base_fee_per_gas),
+        bloom=int(receipt.bloom),
+        contract=bytes(computation.msg.storage_address) if tx.to is None else None,
+        logs=logs,
+    )
+
+
+def _block(header: Any, mined: tuple[MinedTx, ...], state_root: bytes) -> EvmBlock:
+    return EvmBlock(
+        number=header.block_number,
+        hash=bytes(header.hash),
+        timestamp=header.timestamp,
+        base_fee=header.base_fee_per_gas,
+        header=header,
+        size=len(rlp.encode(header)) + sum(len(one.tx.raw) for one in mined),
+        mined=mined,
+        logs=tuple(log for one in mined for log in one.logs),
+        state_root=bytes(state_root),
+    )
+
+
+def _check_form(inner: Any, kind: int, chain_id: int, gas_limit: int) -> None:
+    if kind == 0 and inner.chain_id is None:
+        raise BadTransactionError("only replay-protected (EIP-155) transactions allowed over RPC")
+    if inner.chain_id != chain_id:
+        raise BadTransactionError(f"invalid chain id for signer: have {inner.chain_id} want {chain_id}")
+    if not 0 < inner.s <= _HALF_CURVE_ORDER or inner.y_parity not in (0, 1):
+        raise BadTransactionError("invalid sender")
+    if max(inner.value, inner.gas, inner.max_fee_per_gas, inner.max_priority_fee_per_gas).bit_length() > 256:
+        raise BadTransactionError("rlp: value larger than 256 bits")
+    if inner.nonce >= 2**64 - 1:
+        raise BadTransactionError("nonce has max value")
+    if inner.max_priority_fee_per_gas > inner.max_fee_per_gas:
+        raise BadTransactionError("max priority fee per gas higher than max fee per gas")
+    if inner.gas > gas_limit:
+        raise BadTransactionError("exceeds block gas limit")
+    if inner.to == CREATE_CONTRACT_ADDRESS and len(inner.data) > MAX_INIT_CODE:
+        raise BadTransactionError(f"max initcode size exceeded: code size {len(inner.data)} limit {MAX_INIT_CODE}")
+    if inner.gas < inner.intrinsic_gas:
+        raise BadTransactionError(f"intrinsic gas too low: gas {inner.gas}, minimum needed {inner.intrinsic_gas}")
+    if inner.gas < (floor := _floor(bytes(inner.data))):  # EIP-7623; py-evm charges it without this check
+        raise BadTransactionError(f"insufficient gas for floor data gas cost: gas {inner.gas}, minimum needed {floor}")
+
+
+def _tokens(data: bytes) -> int:
+    return 4 * len(data) - 3 * data.count(0)
+
+
+def _floor(data: bytes) -> int:
+    return 21_000 + 10 * _tokens(data)
+
+
+def _intrinsic(to: bytes | None, data: bytes) -> int:
+    create = 32_000 + 2 * ((len(data) + 31) // 32) if to is None else 0
+    return 21_000 + 4 * _tokens(data) + create
+
+
+def _address(address: bytes) -> Any:
+    return address
+
+
+def _hex(data: bytes | Sequence[int]) -> str:
+    return "0x" + bytes(data).hex()
