@@ -1,0 +1,540 @@
+"""What a wallet has signed on one chain: the entries of its lane folded into rows. Pure; it does no I/O.
+
+A lane is (chain id, genesis hash, address): one key is used on several networks, and a devnet started anew has the same
+chain id and nonces from 0 again. Its entries are append-only and hash-chained:
+
+    signed      a key's transaction at a nonce, with its bytes. Recorded before it is sent
+    version     the same with higher fees: same nonce, never another effect
+    mined       one of its versions is in a block, status 1 or 0
+    unmined     a reorganisation removed that block
+    final       mined deep enough; the bytes may be forgotten, hashes never
+    replaced    somebody else's transaction took the nonce, for good. Only now may the key be signed again
+    found       a transaction of this wallet that the book doesn't hold was seen on the chain
+    claimed     such a transaction turned out to be a key's own, lost with a part of the book
+    loss        a part of the lane is missing: nothing may be signed
+    reconciled  what the chain knows has been taken in: it may
+
+Every entry is checked against the rows before it is appended, by the same code in every store; an entry that lost
+a race doesn't fit any more and is refused (`Misfit`), whoever lost looks again.
+"""
+
+import dataclasses
+import enum
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any, Final
+
+from zg_async.errors import JournalError
+from zg_async.transport.transaction import SignedTransaction, Transaction, intent_digest
+from zg_async.wire.records import Address, TxHash
+
+Entry = Mapping[str, Any]
+"""One JSON object; numbers that may be large are decimal strings."""
+
+GENESIS: Final = "0" * 64
+_record = dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+
+
+class Misfit(Exception):  # noqa: N818  not an error: a lost race
+    """An entry doesn't fit the rows as they are now."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class LaneId:
+    """Whose nonces: (chain id, genesis hash, address)."""
+
+    chain_id: int
+    genesis_hash: str
+    address: Address
+
+    def __str__(self) -> str:
+        return f"{self.chain_id}-{self.genesis_hash[2:18]}-{self.address[2:].lower()}"
+
+
+class RowStatus(enum.StrEnum):
+    """Where a row is."""
+
+    SIGNED = "signed"
+    MINED = "mined"
+    REVERTED = "reverted"
+    REPLACED = "replaced"
+
+
+@_record
+class Version:
+    """One set of signed bytes of a row."""
+
+    tx_hash: TxHash
+    raw: bytes = dataclasses.field(repr=False)
+    """Empty once the row is final."""
+    max_fee_per_gas: int
+    max_priority_fee_per_gas: int
+    signed_at: float
+    """Unix seconds."""
+
+
+@_record
+class Inclusion:
+    """The block that holds a row's transaction."""
+
+    tx_hash: TxHash
+    block_number: int
+    block_hash: str
+    status: int
+    gas_used: int
+    gas_price: int
+
+
+@_record
+class Row:
+    """One logical transaction: a key, a nonce, an effect, and every version ever signed."""
+
+    key: str
+    attempt: int
+    """1, or more after a stranger's transaction took the nonce."""
+    name: str
+    """What it calls, e.g. `LedgerManager.transferFund`."""
+    account_nonce: int
+    to: Address
+    data: bytes = dataclasses.field(repr=False)
+    value: int
+    gas: int
+    intent: str
+    versions: tuple[Version, ...]
+    status: RowStatus
+    inclusion: Inclusion | None = None
+    final: bool = False
+    replaced_by: TxHash | None = None
+    at: float
+
+    @property
+    def tx_hash(self) -> TxHash:
+        """The hash that was mined, or that of the newest version."""
+        return self.inclusion.tx_hash if self.inclusion is not None else self.versions[-1].tx_hash
+
+    @property
+    def hashes(self) -> tuple[TxHash, ...]:
+        """All hashes it may be mined under."""
+        return tuple(version.tx_hash for version in self.versions)
+
+    @property
+    def reserved(self) -> int:
+        """Neuron it has taken, or may take, from the wallet."""
+        return self.gas_cost + (0 if self.status in (RowStatus.REVERTED, RowStatus.REPLACED) else self.value)
+
+    @property
+    def gas_cost(self) -> int:
+        """Neuron of gas it has used, or may use at the highest fee while it isn't mined."""
+        if self.status is RowStatus.REPLACED:
+            return 0
+        if self.inclusion is not None:
+            return self.inclusion.gas_used * self.inclusion.gas_price
+        return self.gas * max(version.max_fee_per_gas for version in self.versions)
+
+
+@_record
+class Found:
+    """A transaction of this wallet that no row knows."""
+
+    account_nonce: int
+    tx_hash: TxHash
+    intent: str
+    block_number: int
+    block_hash: str
+    claimed: bool = False
+
+
+@_record
+class Loss:
+    """A part of the book is missing or damaged."""
+
+    reason: str
+    next_nonce: int | None
+    """What the head outside the book says was signed up to; None: unknown."""
+
+
+def encode(entry: Entry) -> bytes:
+    """Write an entry as it is hashed and stored."""
+    return json.dumps(entry, separators=(",", ":"), sort_keys=True).encode()
+
+
+def link(previous: str, lane: LaneId, height: int, body: bytes) -> str:
+    """Hash an entry onto its predecessor."""
+    return hashlib.sha256(f"{previous}|{lane}|{height}|".encode() + body).hexdigest()
+
+
+class LaneBook:
+    """The rows of one lane."""
+
+    def __init__(self, lane: LaneId) -> None:
+        """Make an empty book."""
+        self.lane = lane
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything, to be read anew."""
+        self.height = 0
+        self.head = GENESIS
+        self.loss: Loss | None = None
+        self.next_nonce = 0
+        """One above the highest nonce ever signed here."""
+        self.found: dict[int, Found] = {}
+        self._rows: dict[tuple[str, int], Row] = {}
+        self._latest: dict[str, Row] = {}
+        self._hashes: dict[str, tuple[str, int]] = {}
+        self._unsettled: dict[tuple[str, int], None] = {}
+
+    # --- questions ---------------------------------------------------------------------------------------------------
+
+    def find(self, key: str) -> Row | None:
+        """Return a key's newest attempt."""
+        return self._latest.get(key)
+
+    def find_hash(self, tx_hash: str) -> Row | None:
+        """Return the row that a hash belongs to, whatever version."""
+        place = self._hashes.get(tx_hash)
+        return self._rows[place] if place is not None else None
+
+    def current(self, row: Row) -> Row:
+        """Return a row as it is now."""
+        return self._rows[row.key, row.attempt]
+
+    def open_rows(self) -> list[Row]:
+        """Return what is signed and not known to be mined, by nonce."""
+        rows = (self._rows[place] for place in self._unsettled)
+        return sorted((r for r in rows if r.status is RowStatus.SIGNED), key=lambda r: r.account_nonce)
+
+    def unsettled(self) -> list[Row]:
+        """Return what isn't final yet, by nonce."""
+        return sorted((self._rows[place] for place in self._unsettled), key=lambda r: r.account_nonce)
+
+    def spent(self, since: float = 0.0) -> tuple[int, int]:
+        """Sum up what was signed after `since` (unix seconds): neuron with and without value, open rows in full."""
+        rows = [row for row in self._rows.values() if row.at >= since]
+        return sum(row.reserved for row in rows), sum(row.gas_cost for row in rows)
+
+    def unclaimed(self, intent: str) -> Found | None:
+        """Return a found transaction with this effect that no key has claimed."""
+        return next((f for f in self.found.values() if f.intent == intent and not f.claimed), None)
+
+    # --- changes -----------------------------------------------------------------------------------------------------
+
+    def plan(self, entries: Iterable[Entry], *, height: int | None = None) -> list[tuple[int, bytes, str]]:
+        """Check entries, which all have to fit, and link them; nothing is folded in yet.
+
+        Args:
+            entries: What is to be recorded.
+            height: Of the first one; None: the next.
+
+        Returns:
+            (height, body, hash) of each: store them, then `take` them.
+
+        Raises:
+            Misfit: An entry doesn't fit the rows as they are now.
+            JournalError: The lane has a loss, and an entry would sign something.
+        """
+        planned: list[tuple[int, bytes, str]] = []
+        seen: set[tuple[str, str]] = set()
+        head, height = self.head, self.height + 1 if height is None else height
+        for entry in entries:
+            self._check(entry, seen)
+            body = encode(entry)
+            head = link(head, self.lane, height, body)
+            planned.append((height, body, head))
+            height += 1
+        return planned
+
+    def take(self, height: int, body: bytes, digest: str) -> None:
+        """Fold a stored entry in, whose link has been checked.
+
+        Raises:
+            JournalError: It can't be read.
+        """
+        try:
+            self._apply(json.loads(body))
+        except (KeyError, TypeError, ValueError):
+            raise JournalError(f"entry {height} of lane {self.lane} can't be read") from None
+        self.height, self.head = height, digest
+
+    def _check(self, entry: Entry, seen: set[tuple[str, str]]) -> None:
+        kind = entry["kind"]
+        if kind in ("found", "loss", "reconciled"):
+            return
+        if self.loss is not None and kind in ("signed", "version") and not entry.get("filler"):
+            raise JournalError(
+                f"a part of the outbox is lost: {self.loss.reason}",
+                hint="Nothing was signed; it goes on once the chain has shown what became of the lost part",
+            )
+        row = self._rows.get((entry["key"], entry["attempt"]))
+        if (kind, entry["key"]) in seen:
+            raise Misfit
+        seen.add((kind, entry["key"]))
+        if kind in ("signed", "claimed"):
+            self._check_new(entry, row)
+        elif row is None or not _FITS[kind](row, entry):
+            raise Misfit
+
+    def _check_new(self, entry: Entry, row: Row | None) -> None:
+        latest = self._latest.get(entry["key"])
+        if row is not None or entry["attempt"] != (latest.attempt + 1 if latest is not None else 1):
+            raise Misfit
+        if latest is not None and latest.status is not RowStatus.REPLACED:
+            raise Misfit
+        if entry["kind"] == "claimed":
+            found = self.found.get(entry["nonce"])
+            if found is None or found.claimed:
+                raise Misfit
+        elif entry["nonce"] < self.next_nonce:
+            raise Misfit
+
+    def _apply(self, entry: Entry) -> None:
+        match entry["kind"]:
+            case "signed":
+                self._put(_signed_row(entry))
+            case "found":
+                self.found[entry["nonce"]] = _found(entry)
+                self.next_nonce = max(self.next_nonce, entry["nonce"] + 1)
+            case "claimed":
+                found = self.found[entry["nonce"]]
+                self.found[entry["nonce"]] = dataclasses.replace(found, claimed=True)
+                self._put(_claimed_row(entry, found))
+            case "loss":
+                self.loss = Loss(reason=entry["reason"], next_nonce=entry["next_nonce"])
+            case "reconciled":
+                self.loss = None
+            case _:
+                row = self._rows[entry["key"], entry["attempt"]]
+                self._put(_CHANGES[entry["kind"]](row, entry))
+
+    def _put(self, row: Row) -> None:
+        place = (row.key, row.attempt)
+        self._rows[place] = self._latest[row.key] = row
+        self._hashes.update((tx_hash, place) for tx_hash in row.hashes)
+        self.next_nonce = max(self.next_nonce, row.account_nonce + 1)
+        if row.final or row.status is RowStatus.REPLACED:
+            self._unsettled.pop(place, None)
+        else:
+            self._unsettled[place] = None
+
+
+# --- entries ---------------------------------------------------------------------------------------------------------
+
+
+def signed_entry(
+    transaction: Transaction,
+    signed: SignedTransaction,
+    *,
+    key: str,
+    attempt: int,
+    name: str,
+    at: float,
+    filler: bool = False,
+) -> Entry:
+    """Write a `signed` entry; a filler is a transfer of nothing that closes a nonce during a loss."""
+    entry = {
+        "kind": "signed",
+        "key": key,
+        "attempt": attempt,
+        "name": name,
+        "nonce": transaction.account_nonce,
+        "to": transaction.to,
+        "data": transaction.data.hex(),
+        "value": str(transaction.value),
+        "gas": transaction.gas,
+        "version": _version_fields(transaction, signed, at),
+    }
+    return {**entry, "filler": True} if filler else entry
+
+
+def version_entry(row: Row, transaction: Transaction, signed: SignedTransaction, *, at: float) -> Entry:
+    """Write a `version` entry."""
+    return {
+        "kind": "version",
+        "key": row.key,
+        "attempt": row.attempt,
+        "index": len(row.versions),
+        "version": _version_fields(transaction, signed, at),
+    }
+
+
+def mined_entry(row: Row, inclusion: Inclusion) -> Entry:
+    """Write a `mined` entry."""
+    return {
+        "kind": "mined",
+        "key": row.key,
+        "attempt": row.attempt,
+        "hash": inclusion.tx_hash,
+        "block_number": inclusion.block_number,
+        "block_hash": inclusion.block_hash,
+        "status": inclusion.status,
+        "gas_used": inclusion.gas_used,
+        "gas_price": str(inclusion.gas_price),
+    }
+
+
+def mark_entry(kind: str, row: Row, **more: Any) -> Entry:
+    """Write an `unmined`, `final` or `replaced` entry."""
+    return {"kind": kind, "key": row.key, "attempt": row.attempt, **more}
+
+
+def found_entry(found: Found) -> Entry:
+    """Write a `found` entry."""
+    return {
+        "kind": "found",
+        "nonce": found.account_nonce,
+        "hash": found.tx_hash,
+        "intent": found.intent,
+        "block_number": found.block_number,
+        "block_hash": found.block_hash,
+    }
+
+
+def claimed_entry(
+    found: Found, *, key: str, attempt: int, name: str, to: str, data: bytes, value: int, at: float
+) -> Entry:
+    """Write a `claimed` entry."""
+    return {
+        "kind": "claimed",
+        "key": key,
+        "attempt": attempt,
+        "name": name,
+        "nonce": found.account_nonce,
+        "to": to,
+        "data": data.hex(),
+        "value": str(value),
+        "at": at,
+    }
+
+
+def _version_fields(transaction: Transaction, signed: SignedTransaction, at: float) -> dict[str, Any]:
+    return {
+        "raw": signed.raw.hex(),
+        "hash": signed.tx_hash,
+        "fee": str(transaction.max_fee_per_gas),
+        "tip": str(transaction.max_priority_fee_per_gas),
+        "at": at,
+    }
+
+
+# --- rows ------------------------------------------------------------------------------------------------------------
+
+
+def _version(fields: Mapping[str, Any]) -> Version:
+    return Version(
+        tx_hash=TxHash(fields["hash"]),
+        raw=bytes.fromhex(fields["raw"]),
+        max_fee_per_gas=int(fields["fee"]),
+        max_priority_fee_per_gas=int(fields["tip"]),
+        signed_at=float(fields["at"]),
+    )
+
+
+def _signed_row(entry: Entry) -> Row:
+    to, data, value = Address(entry["to"]), bytes.fromhex(entry["data"]), int(entry["value"])
+    version = _version(entry["version"])
+    return Row(
+        key=entry["key"],
+        attempt=entry["attempt"],
+        name=entry["name"],
+        account_nonce=entry["nonce"],
+        to=to,
+        data=data,
+        value=value,
+        gas=entry["gas"],
+        intent=intent_digest(to, data, value),
+        versions=(version,),
+        status=RowStatus.SIGNED,
+        at=version.signed_at,
+    )
+
+
+def _claimed_row(entry: Entry, found: Found) -> Row:
+    to, data, value = Address(entry["to"]), bytes.fromhex(entry["data"]), int(entry["value"])
+    version = Version(
+        tx_hash=found.tx_hash, raw=b"", max_fee_per_gas=0, max_priority_fee_per_gas=0, signed_at=entry["at"]
+    )
+    return Row(
+        key=entry["key"],
+        attempt=entry["attempt"],
+        name=entry["name"],
+        account_nonce=entry["nonce"],
+        to=to,
+        data=data,
+        value=value,
+        gas=0,
+        intent=intent_digest(to, data, value),
+        versions=(version,),
+        status=RowStatus.SIGNED,
+        at=entry["at"],
+    )
+
+
+def _found(entry: Entry) -> Found:
+    return Found(
+        account_nonce=entry["nonce"],
+        tx_hash=TxHash(entry["hash"]),
+        intent=entry["intent"],
+        block_number=entry["block_number"],
+        block_hash=entry["block_hash"],
+    )
+
+
+def _mined(row: Row, entry: Entry) -> Row:
+    inclusion = Inclusion(
+        tx_hash=TxHash(entry["hash"]),
+        block_number=entry["block_number"],
+        block_hash=entry["block_hash"],
+        status=entry["status"],
+        gas_used=entry["gas_used"],
+        gas_price=int(entry["gas_price"]),
+    )
+    status = RowStatus.MINED if inclusion.status == 1 else RowStatus.REVERTED
+    versions = row.versions
+    if inclusion.tx_hash not in row.hashes:  # the same effect, signed by a part of the book that is lost
+        versions = (*versions, dataclasses.replace(versions[-1], tx_hash=inclusion.tx_hash, raw=b""))
+    return dataclasses.replace(row, status=status, inclusion=inclusion, versions=versions)
+
+
+def _added_version(row: Row, entry: Entry) -> Row:
+    return dataclasses.replace(row, versions=(*row.versions, _version(entry["version"])))
+
+
+def _unmined(row: Row, _: Entry) -> Row:
+    return dataclasses.replace(row, status=RowStatus.SIGNED, inclusion=None)
+
+
+def _final(row: Row, _: Entry) -> Row:
+    bare = tuple(dataclasses.replace(version, raw=b"") for version in row.versions)
+    return dataclasses.replace(row, final=True, versions=bare, data=b"")
+
+
+def _replaced(row: Row, entry: Entry) -> Row:
+    by = entry.get("by")
+    return dataclasses.replace(row, status=RowStatus.REPLACED, replaced_by=None if by is None else TxHash(by))
+
+
+def _was_mined(row: Row) -> bool:
+    return row.inclusion is not None and not row.final
+
+
+_CHANGES: Final = {
+    "version": _added_version,
+    "mined": _mined,
+    "unmined": _unmined,
+    "final": _final,
+    "replaced": _replaced,
+}
+_FITS: Final = {
+    "version": lambda row, entry: row.status is RowStatus.SIGNED and entry["index"] == len(row.versions),
+    "mined": lambda row, entry: (
+        row.status is RowStatus.SIGNED
+        or (
+            _was_mined(row)
+            and (entry["block_hash"], entry["hash"]) != (row.inclusion.block_hash, row.inclusion.tx_hash)
+        )
+    ),
+    "unmined": lambda row, _: _was_mined(row),
+    "final": lambda row, _: _was_mined(row),
+    "replaced": lambda row, _: row.status is RowStatus.SIGNED,
+}

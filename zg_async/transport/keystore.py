@@ -1,0 +1,115 @@
+"""Web3 Secret Storage v3 key files: reading them.
+
+The password is bytes, used as given (v3 doesn't normalise; geth's files would differ). The cost of the key derivation
+is bounded both ways, so that a hostile file can neither stall us nor be trivially guessed.
+"""
+
+import hashlib
+import hmac
+import os
+import stat
+import sys
+from pathlib import Path
+from typing import Any, Final
+
+from Crypto.Cipher import AES
+
+from zg_async.errors import ConfigError
+from zg_async.wire.hashing import keccak256
+from zg_async.wire.strict_json import BadJsonError, decode_json
+
+_SIZE: Final = 64 * 1024
+_MIN_N: Final = 2**12
+_MAX_N: Final = 2**20
+_MAX_MEMORY: Final = 2**30
+_MAX_WORK: Final = 2**26
+_ITERATIONS: Final = range(10_000, 10_000_001)
+
+
+def read_keystore(path: Path, password: bytes) -> tuple[bytearray, str | None]:
+    """Decrypt a key file.
+
+    Args:
+        path: The file; only its owner may be able to read it.
+        password: As given, no normalisation.
+
+    Returns:
+        The 32 bytes of the key, to be wiped by the caller, and the address the file states (40 hex digits) if any.
+
+    Raises:
+        ConfigError: Unreadable, readable by others, not a v3 file, too costly, or a wrong password.
+    """
+    try:
+        value = decode_json(_read_private(path), limit=_SIZE, depth=8)
+        crypto = _object(value, "crypto") if "crypto" in value else _object(value, "Crypto")
+        if value.get("version") != 3:
+            raise ConfigError(f"{path} is no version 3 keystore")
+        address = value.get("address")
+        key = _decrypt(path, crypto, password)
+    except (BadJsonError, KeyError, TypeError, ValueError):
+        raise ConfigError(f"{path} is no version 3 keystore, or damaged") from None
+    return key, address.lower().removeprefix("0x") if isinstance(address, str) and address else None
+
+
+def _read_private(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise ConfigError(f"{path} is no regular file")
+            if sys.platform != "win32" and status.st_mode & 0o077:
+                raise ConfigError(f"other users can read the keystore {path}", hint=f"Run: chmod 600 {path}")
+            return file.read(_SIZE + 1)
+    except OSError as error:
+        raise ConfigError(f"can't read the keystore {path}: {error.strerror}") from None
+
+
+def _decrypt(path: Path, crypto: dict[str, Any], password: bytes) -> bytearray:
+    ciphertext = bytes.fromhex(crypto["ciphertext"])
+    if crypto["cipher"] != "aes-128-ctr" or len(ciphertext) != 32:
+        raise ValueError
+    iv = bytes.fromhex(_object(crypto, "cipherparams")["iv"])
+    derived = _derive(path, str(crypto["kdf"]), _object(crypto, "kdfparams"), password)
+    if not hmac.compare_digest(keccak256(derived[16:32] + ciphertext), bytes.fromhex(crypto["mac"])):
+        raise ConfigError(f"wrong password for {path}", hint="The password is taken byte for byte")
+    cipher = AES.new(derived[:16], AES.MODE_CTR, nonce=b"", initial_value=iv)
+    return bytearray(cipher.decrypt(ciphertext))
+
+
+def _derive(path: Path, kdf: str, params: dict[str, Any], password: bytes) -> bytes:
+    salt = bytes.fromhex(params["salt"])
+    if params["dklen"] != 32:
+        raise ValueError
+    if kdf == "pbkdf2" and params["prf"] == "hmac-sha256":
+        rounds = _integer(params, "c")
+        if rounds not in _ITERATIONS:
+            raise _cost(path)
+        return hashlib.pbkdf2_hmac("sha256", password, salt, rounds, 32)
+    if kdf != "scrypt":
+        raise ValueError
+    n, r, p = (_integer(params, name) for name in "nrp")
+    memory = 128 * n * r
+    if not (_MIN_N <= n <= _MAX_N and r >= 1 and p >= 1) or memory > _MAX_MEMORY or n * r * p > _MAX_WORK:
+        raise _cost(path)
+    return hashlib.scrypt(password, salt=salt, n=n, r=r, p=p, maxmem=memory + 2**20 * (p + 1), dklen=32)
+
+
+def _cost(path: Path) -> ConfigError:
+    return ConfigError(
+        f"the key derivation of {path} costs too little or too much",
+        hint="Accepted are scrypt with N from 4096 to 1048576 and 1 GiB, and PBKDF2 with 10000 to 10000000 rounds",
+    )
+
+
+def _integer(params: dict[str, Any], name: str) -> int:
+    value = params[name]
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ValueError
+    return value
+
+
+def _object(value: Any, name: str) -> dict[str, Any]:
+    found = value[name]
+    if not isinstance(found, dict):
+        raise ValueError
+    return found

@@ -1,0 +1,277 @@
+"""Who signs. The key lives in one object, behind a guard, and comes out of it in no way but signatures.
+
+`Signer` is all that paying and authenticating need. `DecryptionKey` is apart from it: opening a delivered model takes
+ECIES with the private key itself, which a signer that never exports its key can't do (`decryption_key` says so before
+anything is paid). What Python allows is promised and no more: our own buffer is overwritten on close; copies made by
+the libraries we call are not ours to wipe.
+
+eth_account is imported here only, and the recursion limit it raises on import is put back: at 100,000 a hostile reply
+could end the interpreter.
+"""
+
+import functools
+import importlib
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final, NoReturn, Protocol, TypeVar, runtime_checkable
+
+from zg_async.errors import ClosedError, ConfigError, RefusedToSignError
+from zg_async.transport.guard import Guard
+from zg_async.transport.keystore import read_keystore
+from zg_async.transport.transaction import SignedTransaction, Transaction
+from zg_async.wire.hashing import checksum_address, hex0x, keccak256
+from zg_async.wire.records import Address, TxHash
+from zg_async.wire.signing import recover_address, sign_digest
+
+T = TypeVar("T")
+_PROBE: Final = keccak256(b"zg_async address probe")
+
+
+@runtime_checkable
+class Signer(Protocol):
+    """Signs for one address."""
+
+    @property
+    def address(self) -> Address:
+        """The wallet's checksummed address."""
+        ...
+
+    async def sign_hash(self, digest: bytes) -> bytes:
+        """Sign a final 32-byte digest; return 65 bytes r, s, v with v 27 or 28."""
+        ...
+
+    async def sign_transaction(self, transaction: Transaction) -> SignedTransaction:
+        """Sign a type 2 transaction, or raise `RefusedToSignError`."""
+        ...
+
+
+@runtime_checkable
+class DecryptionKey(Protocol):
+    """Opens what a provider encrypted for one address."""
+
+    async def ecies_decrypt(self, blob: bytes) -> bytes:
+        """Open an ECIES envelope, or raise `EnvelopeError`."""
+        ...
+
+
+def decryption_key(signer: Signer) -> DecryptionKey:
+    """Return the part of a signer that opens models.
+
+    Args:
+        signer: The wallet's signer.
+
+    Raises:
+        ConfigError: This signer's key can't be used for decryption.
+    """
+    if isinstance(signer, DecryptionKey):
+        return signer
+    raise ConfigError(
+        f"the signer of {signer.address} can't open encrypted models",
+        hint="A model's key is encrypted to the wallet that pays: pay from a wallet whose private key is at hand",
+    )
+
+
+@functools.cache
+def _eth_account() -> Any:
+    limit = sys.getrecursionlimit()
+    try:
+        return importlib.import_module("eth_account").Account
+    finally:
+        sys.setrecursionlimit(limit)
+
+
+def _seal(key: bytearray) -> tuple[Callable[[Callable[[bytes], T]], T], Callable[[], None]]:
+    """Hide a key in a closure: one function that lends it, one that wipes it."""
+    gone = False
+
+    def lend(work: Callable[[bytes], T]) -> T:
+        if gone:
+            raise ClosedError("the signer is closed")
+        return work(bytes(key))
+
+    def wipe() -> None:
+        nonlocal gone
+        gone = True
+        key[:] = bytes(len(key))
+
+    return lend, wipe
+
+
+class LocalSigner:
+    """A private key in this process. Make it with `from_key` or `from_keystore`; it is both protocols."""
+
+    __slots__ = ("__weakref__", "_address", "_guard", "_lend", "_wipe")
+
+    def __init__(self, key: bytearray, *, guard: Guard | None = None) -> None:
+        """Take a key over; `key` is wiped on close, and at once if it is no key.
+
+        Args:
+            key: 32 bytes, owned by the signer from now on.
+            guard: What it may sign; None: no transaction at all until `arm`.
+
+        Raises:
+            ConfigError: Not a private key.
+        """
+        lend, wipe = _seal(key)
+        _eth_account()
+        try:
+            self._address: Address = lend(lambda k: recover_address(_PROBE, sign_digest(k, _PROBE)))
+        except ValueError:
+            wipe()
+            raise ConfigError("the private key is out of range", hint="Make a new one with your wallet") from None
+        self._lend: Callable[[Callable[[bytes], Any]], Any] = lend
+        self._wipe = wipe
+        self._guard = guard
+
+    @classmethod
+    def from_key(cls, key: str | bytes, *, guard: Guard | None = None) -> "LocalSigner":
+        """Make a signer from a private key.
+
+        Args:
+            key: 64 hex digits with or without `0x`, or 32 bytes.
+            guard: What it may sign; None: no transaction until `arm`.
+
+        Raises:
+            ConfigError: It is no private key. The message never repeats it.
+        """
+        return cls(_parse_key(key), guard=guard)
+
+    @classmethod
+    def from_keystore(cls, path: str | Path, password: bytes, *, guard: Guard | None = None) -> "LocalSigner":
+        """Make a signer from a version 3 key file. Takes about a second.
+
+        Args:
+            path: The file; only its owner may be able to read it.
+            password: Bytes as given.
+            guard: What it may sign; None: no transaction until `arm`.
+
+        Raises:
+            ConfigError: Unreadable or open to others, wrong password, or the key isn't that of the stated address.
+        """
+        if not isinstance(password, bytes):
+            raise ConfigError("a keystore password is bytes", hint="Encode it, usually as UTF-8")
+        key, stated = read_keystore(Path(path), password)
+        signer = cls(key, guard=guard)
+        if stated is not None and stated != signer.address[2:].lower():
+            signer.close()
+            raise ConfigError(f"the keystore {path} states another address than its key has", hint="Don't use it")
+        return signer
+
+    @property
+    def address(self) -> Address:
+        """The key's checksummed address."""
+        return self._address
+
+    def arm(self, guard: Guard) -> None:
+        """Set what may be signed, once.
+
+        Raises:
+            ConfigError: It is armed with another guard already.
+        """
+        if self._guard is not None and self._guard != guard:
+            raise ConfigError(
+                f"the signer of {self._address} already serves another network or other caps",
+                hint="Make one signer for each broker",
+            )
+        self._guard = guard
+
+    async def sign_hash(self, digest: bytes) -> bytes:
+        """Sign a final 32-byte digest (a wrapped message, see `wire.signing`).
+
+        Returns:
+            65 bytes r, s, v; v is 27 or 28, s in the lower half.
+
+        Raises:
+            ValueError: Not 32 bytes.
+            ClosedError: The signer is closed.
+        """
+        signature: bytes = self._lend(lambda key: sign_digest(key, digest))
+        return signature
+
+    async def sign_transaction(self, transaction: Transaction) -> SignedTransaction:
+        """Sign a type 2 transaction that the guard lets pass.
+
+        Raises:
+            RefusedToSignError: The guard doesn't know it, or there is no guard.
+            ClosedError: The signer is closed.
+        """
+        if self._guard is None:
+            raise RefusedToSignError("this signer has no guard yet", hint="Give it to a Broker, or call arm()")
+        self._guard.check(transaction, sender=self._address)
+        fields = _fields(transaction)
+        failed = None
+        try:
+            raw = bytes(self._lend(lambda key: _eth_account().sign_transaction(fields, key)).raw_transaction)
+        except (TypeError, ValueError, AttributeError, OverflowError) as error:
+            raw, failed = b"", type(error).__name__  # its traceback holds the key: it ends here
+        if failed is not None:
+            raise RefusedToSignError(f"the transaction can't be signed ({failed})")
+        return SignedTransaction(raw=raw, tx_hash=TxHash(hex0x(keccak256(raw))))
+
+    async def ecies_decrypt(self, blob: bytes) -> bytes:
+        """Open an envelope made for this key.
+
+        Raises:
+            EnvelopeError: Cut, damaged, or for another key.
+            ClosedError: The signer is closed.
+        """
+        from zg_async.wire.envelope import ecies_decrypt
+
+        plaintext: bytes = self._lend(lambda key: ecies_decrypt(key, blob))
+        return plaintext
+
+    def close(self) -> None:
+        """Overwrite the key. Idempotent."""
+        self._wipe()
+
+    def __repr__(self) -> str:
+        return f"<LocalSigner {self._address}>"
+
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        raise TypeError("a signer can't be copied or pickled")
+
+
+def _fields(transaction: Transaction) -> dict[str, Any]:
+    return {
+        "type": 2,
+        "chainId": transaction.chain_id,
+        "nonce": transaction.account_nonce,
+        "to": checksum_address(transaction.to),
+        "value": transaction.value,
+        "data": transaction.data,
+        "gas": transaction.gas,
+        "maxFeePerGas": transaction.max_fee_per_gas,
+        "maxPriorityFeePerGas": transaction.max_priority_fee_per_gas,
+        "accessList": (),
+    }
+
+
+def _parse_key(key: str | bytes) -> bytearray:
+    if isinstance(key, bytes | bytearray):
+        if len(key) != 32:
+            raise ConfigError(f"a private key has 32 bytes, not {len(key)}")
+        return bytearray(key)
+    if not isinstance(key, str):
+        raise ConfigError(f"a private key is a hex string or bytes, not {type(key).__name__}")
+    digits = key.strip()
+    digits = digits[2:] if digits[:2] in ("0x", "0X") else digits
+    try:
+        found = bytearray.fromhex(digits) if digits.isascii() and digits.isalnum() else None
+    except ValueError:
+        found = None
+    if found is None or len(found) != 32:
+        raise ConfigError("the private key can't be read", hint=_key_hint(digits))
+    return found
+
+
+def _key_hint(digits: str) -> str:
+    if not digits:
+        return "It is empty; is a variable unset?"
+    if len(digits.split()) >= 12:
+        return "It looks like a mnemonic; export the private key of one account from your wallet"
+    if len(digits) == 40:
+        return "It looks like an address; a private key has 64 hex digits"
+    if len(digits) in (128, 130):
+        return "It looks like a public key; a private key has 64 hex digits"
+    return f"It needs 64 hex digits, with or without 0x; this has {len(digits)} characters"
