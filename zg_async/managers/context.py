@@ -43,7 +43,9 @@ class Context:
             ConfigError: The broker was made without a key.
         """
         if self.signer is None:
-            raise ConfigError("this needs a wallet, and the broker is read-only", hint="Pass private_key= to create_broker")
+            raise ConfigError(
+                "this needs a wallet, and the broker is read-only", hint="Pass private_key= to create_broker"
+            )
         return self.signer
 
     def require_key(self) -> DecryptionKey:

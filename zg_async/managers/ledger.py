@@ -38,7 +38,7 @@ GAS_ACKNOWLEDGE: Final = 80_000
 GAS_RETRIEVE: Final = 300_000
 GAS_DEPOSIT: Final = 220_000
 GAS_TRANSFER: Final = 600_000
-"""Gas set aside per call: measured use on the real contracts plus a fifth and more (spec of the contracts, gas table)."""
+"""Gas set aside per call: what the real contracts were measured to use, plus a fifth and more."""
 
 _SubAccount = FineTuningAccountDetails | InferenceAccount
 
@@ -122,9 +122,7 @@ class LedgerManager:
     async def _rest(self, contract: Any, first: tuple[Sequence[Any], int]) -> tuple[AccountSummary, ...]:
         rows, total = list(first[0]), first[1]
         while rows and len(rows) < total:
-            page, total = await self._ctx.chain.call(
-                contract.get_accounts_by_user(self._ctx.wallet, len(rows), _PAGE)
-            )
+            page, total = await self._ctx.chain.call(contract.get_accounts_by_user(self._ctx.wallet, len(rows), _PAGE))
             if not page:
                 break
             rows.extend(page)
@@ -226,13 +224,13 @@ class LedgerManager:
         rest = ledger.available_balance - value
         if rest < 0:
             raise LimitError(
-                f"only {format_amount(ledger.available_balance)} of the ledger are available, not {format_amount(value)}",
+                f"the ledger has {format_amount(ledger.available_balance)} available, not {format_amount(value)}",
                 hint="retrieve_fund brings money back from sub-accounts",
             )
         if 0 < rest < limits.min_account_balance:
             raise LimitError(
-                f"a refund of {format_amount(value)} would leave {format_amount(rest)}; the contract wants nothing or at "
-                f"least {format_amount(limits.min_account_balance)} to stay available",
+                f"a refund of {format_amount(value)} would leave {format_amount(rest)}; nothing or at least "
+                f"{format_amount(limits.min_account_balance)} has to stay available",
                 hint=f"Take {format_amount(ledger.available_balance)}, or at most "
                 f"{format_amount(max(ledger.available_balance - limits.min_account_balance, 0))}",
             )
@@ -284,7 +282,7 @@ class LedgerManager:
         leaves = value - min(value, account.pending_refund if account else 0)
         if leaves > ledger.available_balance:
             raise LimitError(
-                f"the ledger has {format_amount(ledger.available_balance)} available, {format_amount(leaves)} are needed",
+                f"{format_amount(leaves)} are needed, the ledger has {format_amount(ledger.available_balance)}",
                 hint=f"Deposit {format_amount(leaves - ledger.available_balance)} more",
             )
         return await self._ctx.write(self._contract.transfer_fund(address, name, value), key=key)
@@ -419,7 +417,9 @@ class LedgerManager:
         """
         receipts: list[Receipt] = []
         async with self._ctx.funding:
-            while key and (known := await self._ctx.chain.recall(f"{key}/{len(receipts) + 1}", wallet=self._ctx.wallet)):
+            while key and (
+                known := await self._ctx.chain.recall(f"{key}/{len(receipts) + 1}", wallet=self._ctx.wallet)
+            ):
                 receipts.append(known)
             for _ in range(MAX_OPEN_REFUNDS):  # two steps, and a little more should somebody else move money
                 plan = await self.plan_funding(provider, service_type, amount)
@@ -431,7 +431,9 @@ class LedgerManager:
 
     # ---- helpers
 
-    async def _ledger_and_account(self, provider: Address, service_type: str) -> tuple[Ledger | None, _SubAccount | None]:
+    async def _ledger_and_account(
+        self, provider: Address, service_type: str
+    ) -> tuple[Ledger | None, _SubAccount | None]:
         contract = self._services.fine_tuning if service_type == "fine-tuning" else self._services.inference
         wallet = self._ctx.wallet
         ledger, account = await self._ctx.chain.call_many(

@@ -150,7 +150,7 @@ class ServiceDirectory:
             raise NoInferenceServiceError(
                 f"{provider} is not registered for inference",
                 provider=provider,
-                hint="Adapters and chat are served only by the fine-tuning provider's own wallet: choose one that does both",
+                hint="Adapters are served only under the fine-tuning provider's own wallet: choose one that does both",
             ) from e
 
     async def inference_services(self) -> tuple[InferenceService, ...]:

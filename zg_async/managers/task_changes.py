@@ -216,6 +216,13 @@ class TaskStory:
         self._marks = cursor.marks
         self._lost = cursor.lost
 
+    def recall(self, deliverable: Deliverable) -> None:
+        """Know a deliverable whose delivery has been told, without telling it again."""
+        if self.state in (TaskProgress.DELIVERED, TaskProgress.USER_ACKNOWLEDGED, TaskProgress.FINISHED):
+            self.root, self.delivered_at = deliverable.model_root_hash, deliverable.timestamp
+            self.acknowledged = self.state is not TaskProgress.DELIVERED
+            self.settled = self.state is TaskProgress.FINISHED
+
     @property
     def over(self) -> bool:
         """Whether nothing more can happen."""
@@ -275,7 +282,7 @@ class TaskStory:
     def see_event(self, event: ChainFact) -> list[TaskChange]:
         """Take in an event of the chain; one that was told already changes nothing."""
         log = event.log
-        number, block_hash, log_index = self.position
+        number, _, log_index = self.position
         if log.block_number < number or (log.block_number == number and log.log_index <= log_index):
             return []
         self.position = (log.block_number, log.block_hash, log.log_index)
@@ -355,7 +362,9 @@ class TaskStory:
         return self.task.updated_at if self.task else self.delivered_at or dt.datetime.fromtimestamp(0, dt.UTC)
 
     def _state(self, state: TaskProgress, text: str, source: Source, at: dt.datetime) -> list[TaskChange]:
-        if (state, text) == (self.state, self.state_text) or (state is self.state and state is not TaskProgress.UNKNOWN):
+        if (state, text) == (self.state, self.state_text) or (
+            state is self.state and state is not TaskProgress.UNKNOWN
+        ):
             self.state_text = text
             return []
         previous, self.state, self.state_text = self.state, state, text

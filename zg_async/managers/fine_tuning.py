@@ -1,0 +1,616 @@
+"""Fine-tuning: providers, accounts, datasets and tasks. Deliveries are in `deliverables`, watching is in `watch`.
+
+Protocol: 0g-serving-broker api/fine-tuning, 0g-serving-contract contracts/fine-tuning.
+"""
+
+import dataclasses
+import datetime as dt
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final, Literal
+
+import anyio
+
+from zg_async.errors import (
+    AccountNotFoundError,
+    AttestationError,
+    ConfigError,
+    ContractRevertedError,
+    PreviousDeliverableNotAcknowledgedError,
+    ProviderRejectedError,
+    ProviderUnavailableError,
+    QueueFullError,
+    SignerNotAcknowledgedError,
+    TaskNotFoundError,
+    UnfinishedTaskError,
+    ZgError,
+)
+from zg_async.managers.dataset import check_dataset, upload_dataset
+from zg_async.managers.deliverables import Deliverables
+from zg_async.text import printable
+from zg_async.units import format_amount
+from zg_async.wire import provider_api, signing
+from zg_async.wire.attestation import QuoteReport, check_quote
+from zg_async.wire.hashing import parse_address
+from zg_async.wire.records import (
+    Address,
+    CancelOutcome,
+    CancelResult,
+    FineTuningAccountDetail,
+    FineTuningAccountDetails,
+    FineTuningService,
+    Model,
+    ModelCatalogue,
+    Receipt,
+    Task,
+    TaskId,
+    UploadedDataset,
+)
+from zg_async.wire.rows import DatasetReport, check_training_params
+
+TaskPolicy = Literal["queue", "fail", "wait_for_free"]
+TrainingParamsSource = str | os.PathLike[str] | Mapping[str, object]
+
+_FREE_POLL: Final = 5.0
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class TaskPreflight:
+    """What stands in the way of a task, found before anything is sent."""
+
+    problems: tuple[ZgError, ...]
+    """Empty: the provider would take the task now."""
+    pending: int
+    """Tasks of all users in setup or training at the provider."""
+    unfinished: Task | None
+    """This wallet's open task there, if any."""
+    account: FineTuningAccountDetails | None
+    service: FineTuningService
+
+    def raise_first(self) -> None:
+        """Raise the first problem with the others as notes; do nothing when there is none."""
+        if self.problems:
+            error = self.problems[0]
+            for other in self.problems[1:]:
+                error.add_note(f"also: {other}")
+            raise error
+
+
+class FineTuningManager(Deliverables):
+    """Fine-tuning with one wallet."""
+
+    # ---- providers and models
+
+    async def list_service(self, include_unacknowledged: bool = False) -> tuple[FineTuningService, ...]:
+        """List the registered fine-tuning providers. Needs no key.
+
+        Args:
+            include_unacknowledged: Also those whose TEE signer the contract owner hasn't approved.
+
+        Returns:
+            Their registrations, as read from the chain now.
+        """
+        services = await self._ctx.services.fine_tuning_services()
+        return tuple(s for s in services if include_unacknowledged or s.tee_signer_acknowledged)
+
+    async def list_model(self) -> ModelCatalogue:
+        """List what can be trained: predefined models of this network, and what providers offer of their own.
+
+        Returns:
+            The catalogue; providers that announce models but didn't answer are listed as unreachable.
+        """
+        found: list[Model] = []
+        unreachable: list[Address] = []
+
+        async def ask(service: FineTuningService) -> None:
+            try:
+                found.extend(await self._client(service).models())
+            except ZgError:
+                unreachable.append(service.provider)
+
+        async with anyio.create_task_group() as group:
+            for service in await self.list_service():
+                if service.models:
+                    group.start_soon(ask, service)
+        network = self._ctx.services.network.name
+        return ModelCatalogue(
+            predefined=provider_api.predefined_models(network),
+            customised=tuple(sorted(found, key=lambda m: (m.name, m.provider or ""))),
+            unreachable=tuple(sorted(unreachable)),
+        )
+
+    async def resolve_model(self, provider_address: str, name: str) -> Model:
+        """Find a model by name or hash: predefined ones first, then the provider's own.
+
+        Args:
+            provider_address: The provider asked for customised models.
+            name: For example `Qwen2.5-0.5B-Instruct`; a `Qwen/` prefix and any case are accepted.
+
+        Raises:
+            ConfigError: Neither this network nor the provider has it.
+        """
+        if model := provider_api.predefined(name, self._ctx.services.network.name):
+            return model
+        client = await self._client_of(provider_address)
+        for model in await client.models():
+            if name in (model.name, model.hash):
+                return model
+        known = ", ".join(m.name for m in provider_api.predefined_models(self._ctx.services.network.name))
+        raise ConfigError(
+            f"unknown model {printable(name, limit=80)!r} on {self._ctx.services.network.name}",
+            hint=f"Predefined are {known}; {client.provider} offers no other of that name",
+        )
+
+    async def model_usage(self, provider: str, model_name: str, output_path: str | os.PathLike[str]) -> Path:
+        """Save a customised model's usage document, a zip, streamed and renamed when it is whole.
+
+        Args:
+            provider: The provider's address.
+            model_name: One of its customised models; predefined ones have no such document.
+            output_path: A file, or a folder that gets `<model_name>.zip`.
+
+        Returns:
+            Where it was saved.
+        """
+        client = await self._client_of(provider)
+        return await client.model_usage(model_name, Path(output_path))
+
+    # ---- account
+
+    async def get_account(self, provider: str) -> FineTuningAccountDetails:
+        """Read this wallet's sub-account at a provider.
+
+        Args:
+            provider: The provider's address.
+
+        Returns:
+            The sub-account; amounts in neuron, only live refunds, deliverables oldest first.
+
+        Raises:
+            AccountNotFoundError: There is none yet; `ledger.transfer_fund` creates it.
+        """
+        address = parse_address(provider, what="provider")
+        return await self._ctx.chain.call(self._contract.get_account(self._ctx.wallet, address))
+
+    async def get_account_with_detail(self, provider: str) -> FineTuningAccountDetail:
+        """Read this wallet's sub-account at a provider with the timing of its refunds.
+
+        Args:
+            provider: The provider's address.
+
+        Returns:
+            The sub-account; each refund says when it unlocks, counted from block time.
+        """
+        account = await self.get_account(provider)
+        lock_time = await self.get_locked_time()
+        block = await self._ctx.chain.block()
+        lock = dt.timedelta(seconds=lock_time)
+        refunds = tuple(dataclasses.replace(r, unlocks_at=r.created_at + lock) for r in account.refunds)
+        return FineTuningAccountDetail(account=account, refunds=refunds, lock_time=lock_time, as_of=block.timestamp)
+
+    async def get_locked_time(self) -> int:
+        """Read how long a refund stays locked, in seconds."""
+        return await self._ctx.services.lock_time()
+
+    # ---- signer
+
+    async def check_provider_quote(self, provider: str) -> QuoteReport:
+        """Fetch a provider's quote and check it against its registration on chain.
+
+        Args:
+            provider: The provider's address.
+
+        Returns:
+            Each check with its outcome; nothing is raised for a failed one.
+        """
+        service = await self._service(provider, fresh=True)
+        body, header_signature = await self._client(service).get_quote()
+        return check_quote(body, header_signature=header_signature, expected_signer=service.tee_signer_address)
+
+    async def acknowledge_provider_signer(self, provider_address: str, *, key: str | None = None) -> Receipt | None:
+        """Check a provider's quote and acknowledge its TEE signer on chain.
+
+        Args:
+            provider_address: The provider's address.
+            key: Names the effect in the outbox.
+
+        Returns:
+            The transaction; None when it was acknowledged already, as every transfer does by itself.
+
+        Raises:
+            AccountNotFoundError: No sub-account yet: `ledger.transfer_fund` first.
+            AttestationError: The quote fails a check, or the contract's owner has not approved the signer.
+        """
+        account = await self.get_account(provider_address)
+        service = await self._service(provider_address, fresh=True)
+        if not service.tee_signer_acknowledged:
+            raise AttestationError(
+                f"the contract's owner has not approved the TEE signer {service.tee_signer_address} of "
+                f"{service.provider}",
+                hint="Choose another provider; list_service() shows the approved ones",
+            )
+        report = await self.check_provider_quote(service.provider)
+        if not report.passed:
+            raise AttestationError(
+                f"the quote of {service.provider} fails: {report.summary()}",
+                hint="Don't send data to this provider",
+            )
+        if account.acknowledged:
+            return None
+        return await self._ctx.write(self._contract.acknowledge_tee_signer(service.provider, True), key=key)
+
+    async def unacknowledge_provider_signer(self, provider_address: str, *, key: str | None = None) -> Receipt:
+        """Take this wallet's acknowledgement of a provider's TEE signer back.
+
+        Raises:
+            ContractRevertedError: The sub-account still holds money.
+        """
+        address = parse_address(provider_address, what="provider")
+        return await self._ctx.write(self._contract.acknowledge_tee_signer(address, False), key=key)
+
+    async def revoke_tee_signer_acknowledgement(self, provider: str, *, key: str | None = None) -> Receipt:
+        """Take the contract owner's approval of a provider's TEE signer back. Only the owner's wallet can.
+
+        A user's own acknowledgement is taken back by `unacknowledge_provider_signer`.
+
+        Raises:
+            ContractRevertedError: This wallet isn't the contract's owner.
+        """
+        address = parse_address(provider, what="provider")
+        try:
+            return await self._ctx.write(self._contract.revoke_tee_signer_acknowledgement(address), key=key)
+        except ContractRevertedError as e:
+            if e.hint is None:
+                e.hint = "Only the contract's owner can do this; for your own use unacknowledge_provider_signer"
+            raise
+
+    # ---- dataset
+
+    async def check_dataset(self, dataset_path: str | os.PathLike[str]) -> DatasetReport:
+        """Check a dataset file by the provider's rules, in constant memory. Sends nothing.
+
+        Args:
+            dataset_path: A JSONL file.
+
+        Returns:
+            The report: format, counts, errors, and what the provider would drop, each with row numbers.
+        """
+        return await check_dataset(dataset_path)
+
+    async def upload_dataset_to_tee(
+        self, provider_address: str, dataset_path: str | os.PathLike[str]
+    ) -> UploadedDataset:
+        """Check a dataset and send it into a provider's TEE.
+
+        Args:
+            provider_address: The provider's address.
+            dataset_path: A JSONL file of at most 100 MiB.
+
+        Returns:
+            Its hash, equal on both sides.
+
+        Raises:
+            DatasetError: The provider would refuse it, or it has no rows. Nothing was sent.
+            HashMismatchError: The provider reports another hash than the file has.
+        """
+        signer = self._ctx.require_signer()
+        client = await self._client_of(provider_address)
+
+        async def fields() -> Mapping[str, str]:
+            timestamp = int(self._ctx.clock.now())
+            digest = signing.eip191_hash(signing.dataset_upload_hash(signer.address, timestamp))
+            signature = signing.signature_hex(await signer.sign_hash(digest))
+            return {"signature": signature, "timestamp": str(timestamp)}
+
+        return await upload_dataset(client, signer.address, dataset_path, fields)
+
+    # ---- tasks
+
+    async def check_task(self, provider_address: str, training_path: TrainingParamsSource) -> TaskPreflight:
+        """Look for everything that would make a provider refuse or fail a task now. Sends nothing.
+
+        Args:
+            provider_address: The provider's address.
+            training_path: The training parameters, as in `create_task`.
+
+        Returns:
+            All problems found, in the order of the provider's own checks.
+        """
+        problems: list[ZgError] = []
+        try:
+            await read_training_params(training_path)
+        except ConfigError as e:
+            problems.append(e)
+        service = await self._service(provider_address, fresh=True)
+        client = self._client(service)
+        account = await self._account_or_none(service.provider)
+        problems += _account_problems(account, service)
+        tasks = await client.list_tasks(self._ctx.wallet)
+        unfinished = next((t for t in tasks if not t.is_terminal), None)
+        if unfinished is not None:
+            problems.append(_unfinished(unfinished))
+        return TaskPreflight(
+            problems=tuple(problems),
+            pending=await client.pending(),
+            unfinished=unfinished,
+            account=account,
+            service=service,
+        )
+
+    async def create_task(
+        self,
+        provider_address: str,
+        pre_trained_model_name: str,
+        dataset_hash: str,
+        training_path: TrainingParamsSource,
+        *,
+        policy: TaskPolicy = "queue",
+        request_nonce: int | None = None,
+    ) -> TaskId:
+        """Create a training task, after a preflight.
+
+        The provider checks balance and fee only when it sets the task up, so a created task can still fail.
+
+        Args:
+            provider_address: The provider's address.
+            pre_trained_model_name: A model's name or hash.
+            dataset_hash: As `upload_dataset_to_tee` returned it, or a 0G Storage root.
+            training_path: The five parameters: a file's path, a mapping, or JSON text.
+            policy: `"queue"` accepts waiting behind others, `"fail"` refuses to, `"wait_for_free"` waits until nobody
+                is ahead.
+            request_nonce: The number by which the task is found again; None: a new one.
+
+        Returns:
+            The task's id.
+
+        Raises:
+            UnfinishedTaskError: This wallet has an open task there; the error names it and its next step.
+            QueueFullError: Others are ahead and `policy` is `"fail"`, or the queue is full.
+            ProviderUnavailableError: No answer, and no task with our nonce was found: look again before repeating.
+        """
+        self._ctx.require_key()
+        signer = self._ctx.require_signer()
+        params = await read_training_params(training_path)
+        model = await self.resolve_model(provider_address, pre_trained_model_name)
+        preflight = await self.check_task(provider_address, params)
+        preflight.raise_first()
+        client = self._client(preflight.service)
+        if preflight.pending and policy == "fail":
+            raise QueueFullError(
+                f"{preflight.pending} tasks are ahead at {client.provider}", status=409, provider=client.provider
+            )
+        while policy == "wait_for_free" and await client.pending():
+            await self._ctx.clock.sleep(_FREE_POLL)
+        nonce = request_nonce if request_nonce is not None else await self.next_request_nonce(client.provider)
+        digest = signing.eip191_hash(signing.task_create_hash(signer.address, nonce, dataset_hash))
+        body = provider_api.create_task_body(
+            user=signer.address,
+            model_hash=model.hash,
+            dataset_hash=dataset_hash,
+            training_params=params,
+            request_nonce=nonce,
+            signature=signing.signature_hex(await signer.sign_hash(digest)),
+            wait=policy != "fail",
+        )
+        try:
+            return await client.create_task(signer.address, body)
+        except ProviderUnavailableError:
+            if task := await self.find_task_by_nonce(client.provider, nonce):
+                return task.id
+            raise
+        except UnfinishedTaskError as e:
+            if task := await self.find_task_by_nonce(client.provider, nonce):
+                return task.id
+            raise await self._named(client.provider, e) from e
+
+    async def _named(self, provider: Address, error: UnfinishedTaskError) -> UnfinishedTaskError:
+        tasks = await self.list_task(provider)
+        blocking = next((t for t in tasks if not t.is_terminal), None)
+        return _unfinished(blocking) if blocking else error
+
+    async def next_request_nonce(self, provider: str) -> int:
+        """Return a number greater than that of every task this wallet had settled or has open at a provider."""
+        account = await self._account_or_none(parse_address(provider, what="provider"))
+        tasks = await self.list_task(provider)
+        above = max([account.account_nonce if account else 0, *(t.request_nonce for t in tasks if not t.is_terminal)])
+        return signing.next_request_nonce(self._ctx.clock.now(), above)
+
+    async def find_task_by_nonce(self, provider: str, request_nonce: int) -> Task | None:
+        """Find this wallet's task by the number it was created with; None when the provider knows none."""
+        return next((t for t in await self.list_task(provider) if t.request_nonce == request_nonce), None)
+
+    async def list_task(self, provider: str) -> tuple[Task, ...]:
+        """List this wallet's tasks at a provider, newest first."""
+        client = await self._client_of(provider)
+        tasks = await client.list_tasks(self._ctx.wallet)
+        return tuple([await self._with_deadline(t) for t in tasks])
+
+    async def list_all_tasks(self) -> Mapping[Address, tuple[Task, ...] | ZgError]:
+        """List this wallet's tasks at all registered providers, asked at once.
+
+        Returns:
+            Per provider its tasks, or the error that it couldn't be asked by.
+        """
+        results: dict[Address, tuple[Task, ...] | ZgError] = {}
+
+        async def ask(provider: Address) -> None:
+            try:
+                results[provider] = await self.list_task(provider)
+            except ZgError as e:
+                results[provider] = e
+
+        async with anyio.create_task_group() as group:
+            for service in await self.list_service(include_unacknowledged=True):
+                group.start_soon(ask, service.provider)
+        return results
+
+    async def get_task(self, provider: str, task_id: str | None = None) -> Task:
+        """Read a task.
+
+        Args:
+            provider: The provider's address.
+            task_id: Which; None: the wallet's newest there.
+
+        Raises:
+            TaskNotFoundError: The provider knows no such task, or none at all.
+        """
+        client = await self._client_of(provider)
+        if task_id is not None:
+            return await self._with_deadline(await client.get_task(self._ctx.wallet, TaskId(task_id)))
+        newest = await client.list_tasks(self._ctx.wallet, latest=True)
+        if not newest:
+            raise TaskNotFoundError(f"{self._ctx.wallet} has no task at {client.provider}", provider=client.provider)
+        return await self._with_deadline(newest[0])
+
+    async def _with_deadline(self, task: Task) -> Task:
+        if task.deliver_time is None:
+            return task
+        window = provider_api.ack_window(await self._ctx.services.lock_time())
+        return dataclasses.replace(task, ack_deadline=task.deliver_time + dt.timedelta(seconds=window))
+
+    async def cancel_task(self, provider: str, task_id: str) -> CancelOutcome:
+        """Ask a provider to cancel a task, and read back what came of it. Possible only before training starts.
+
+        Args:
+            provider: The provider's address.
+            task_id: Which task.
+
+        Returns:
+            Cancelled, too late (with the task's state), unknown, or not yours.
+        """
+        client = await self._client_of(provider)
+        signer, task = self._ctx.require_signer(), TaskId(task_id)
+        digest = signing.eip191_hash(signing.task_cancel_hash(task))
+        signature = signing.signature_hex(await signer.sign_hash(digest))
+        try:
+            message = await client.cancel_task(signer.address, task, signature)
+        except TaskNotFoundError as e:
+            return CancelOutcome(result=CancelResult.UNKNOWN_TASK, task=None, message=str(e))
+        except ProviderRejectedError as e:
+            if e.status not in (400, 403, 409):
+                raise
+            if e.status == 403:
+                return CancelOutcome(result=CancelResult.NOT_YOURS, task=None, message=e.message)
+            message = e.message
+        current = await self.get_task(provider, task)
+        done = current.is_terminal and current.deliver_time is None and current.progress_text != "Finished"
+        result = CancelResult.CANCELLED if done else CancelResult.TOO_LATE
+        return CancelOutcome(result=result, task=current, message=message)
+
+    async def get_log(
+        self,
+        provider: str,
+        task_id: str | None = None,
+        *,
+        tail: int | None = None,
+        save_to: str | os.PathLike[str] | None = None,
+    ) -> str:
+        """Read a task's log as it stands.
+
+        Args:
+            provider: The provider's address.
+            task_id: Which task; None: the wallet's newest there.
+            tail: Only this many lines of its end; None: all.
+            save_to: A file that gets the whole log as well.
+
+        Returns:
+            The text; bytes that aren't UTF-8 are replaced.
+        """
+        task = TaskId(task_id) if task_id is not None else (await self.get_task(provider)).id
+        client = await self._client_of(provider)
+        text = await client.get_log(self._ctx.wallet, task)
+        if save_to is not None:
+            await anyio.Path(save_to).write_text(text, encoding="utf-8")
+        if tail is None:
+            return text
+        return "".join(text.splitlines(keepends=True)[-tail:]) if tail > 0 else ""
+
+
+async def read_training_params(source: TrainingParamsSource) -> str:
+    """Read and check training parameters.
+
+    Args:
+        source: A file's path, a mapping of the five parameters, or JSON text (it starts with `{`).
+
+    Returns:
+        JSON text as the provider takes it: a file's or text's own spelling is kept, a mapping is written without
+        exponents.
+
+    Raises:
+        TrainingParamsError: A parameter is missing, unknown or out of range.
+        ConfigError: The file can't be read.
+    """
+    if isinstance(source, Mapping):
+        return check_training_params(source).to_json()
+    if isinstance(source, str) and source.lstrip().startswith("{"):
+        check_training_params(source)
+        return source
+    try:
+        text = await anyio.Path(source).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as e:
+        raise ConfigError(f"can't read the training parameters {source}: {e}", hint="Give a JSON file") from e
+    check_training_params(text)
+    return text
+
+
+def _account_problems(account: FineTuningAccountDetails | None, service: FineTuningService) -> list[ZgError]:
+    provider = service.provider
+    if account is None:
+        return [
+            AccountNotFoundError(
+                f"no sub-account at {provider}",
+                error_name="AccountNotExists",
+                hint="ledger.ensure_funded opens and fills it",
+            )
+        ]
+    problems: list[ZgError] = []
+    if not service.tee_signer_acknowledged:
+        problems.append(
+            SignerNotAcknowledgedError(
+                f"the contract's owner has not approved the TEE signer of {provider}", status=400, provider=provider
+            )
+        )
+    if not account.acknowledged:
+        problems.append(
+            SignerNotAcknowledgedError(
+                f"this wallet has not acknowledged the TEE signer of {provider}",
+                status=400,
+                provider=provider,
+                hint="Call acknowledge_provider_signer",
+            )
+        )
+    if account.spendable <= 0:
+        problems.append(
+            ConfigError(
+                f"the sub-account at {provider} has nothing to spend ({format_amount(account.balance)}, of which "
+                f"{format_amount(account.pending_refund)} are requested back)",
+                hint="ledger.ensure_funded fills it",
+            )
+        )
+    if account.deliverables and not account.deliverables[-1].acknowledged:
+        last = account.deliverables[-1]
+        problems.append(
+            PreviousDeliverableNotAcknowledgedError(
+                f"the delivery {last.id} of {provider} is {'settled without' if last.settled else 'waiting for'} "
+                "acknowledgement; the provider can't deliver another",
+                error_name="PreviousDeliverableNotAcknowledged",
+                arguments=(last.id,),
+                hint="Its key is lost: retrieve all funds, refund the ledger to zero, open both anew"
+                if last.settled
+                else "Finish that delivery first: acknowledge_model",
+            )
+        )
+    return problems
+
+
+def _unfinished(task: Task) -> UnfinishedTaskError:
+    step = "Cancel it with cancel_task or wait for it" if task.is_cancellable else "Wait for it with wait_task"
+    if task.deliver_time is not None:
+        step = "It is delivered: acknowledge_model takes it over, then the provider settles it"
+    return UnfinishedTaskError(
+        f"task {task.id} at {task.provider} is {printable(task.progress_text)}; a provider takes one per wallet",
+        task_id=task.id,
+        provider=task.provider,
+        hint=step,
+    )

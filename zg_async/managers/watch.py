@@ -1,0 +1,527 @@
+"""Watching tasks: one poller per provider and one log reader per network, however many watches there are.
+
+A `WatchHub` belongs to the broker. A `TaskWatch` registers with it when it is first awaited and holds nothing else: no
+task, no socket. The hub knows its watches weakly, so one that is dropped after a `break` is gone at once, and when the
+last one of a provider is gone, its poller ends.
+
+The poller asks once per wallet and round, waits longer while nothing changes, and keeps a fixed request rate per
+provider: more wallets stretch the round. An event on chain wakes it, so what the provider says is asked for at once.
+"""
+
+import collections
+import dataclasses
+import datetime as dt
+import logging
+import random
+import weakref
+from collections.abc import AsyncIterator
+from types import TracebackType
+from typing import Any, Final, Self
+
+import anyio
+
+from zg_async.background import Background
+from zg_async.clock import Clock
+from zg_async.errors import (
+    AccountNotFoundError,
+    ClosedError,
+    DeliverableNotFoundError,
+    ProviderUnavailableError,
+    TaskNotFoundError,
+    ZgError,
+)
+from zg_async.managers.provider_client import ProviderClient
+from zg_async.managers.services import ServiceDirectory
+from zg_async.managers.task_changes import (
+    ChainFact,
+    TaskChange,
+    TaskLogAppended,
+    TaskStory,
+    WatchCursor,
+)
+from zg_async.transport.chain import Chain
+from zg_async.transport.http import Http
+from zg_async.transport.logs import Rewound
+from zg_async.wire.contracts import (
+    TOPIC,
+    DeliverableAbandoned,
+    DeliverableAcknowledged,
+    DeliverableAdded,
+    FeesSettled,
+    decode_log,
+)
+from zg_async.wire.records import Address, Deliverable, Task, TaskId
+
+_log = logging.getLogger("zg_async.watch")
+
+_FACTS: Final = (DeliverableAdded, DeliverableAcknowledged, FeesSettled, DeliverableAbandoned)
+_TOPICS: Final = tuple(f.__name__ for f in _FACTS)
+_WARN_AFTER: Final = 3
+"""Rounds that fail in a row before watches are told."""
+_MAX_PENDING: Final = 1000
+"""Facts a watch holds for a consumer that doesn't come; older provider answers are dropped first."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class PollPolicy:
+    """How politely providers are asked."""
+
+    first: float = 0.5
+    """Seconds until the next round after something changed."""
+    longest: float = 15.0
+    """Seconds between rounds at most, while few wallets are watched."""
+    growth: float = 1.4
+    """How much longer each quiet round waits."""
+    rate: float = 5.0
+    """Requests per second to one provider, at most."""
+
+
+async def wait_any(clock: Clock, event: anyio.Event, seconds: float) -> None:
+    """Wait until an event is set or some seconds have passed."""
+    async with anyio.create_task_group() as group:
+
+        async def timer() -> None:
+            await clock.sleep(seconds)
+            group.cancel_scope.cancel()
+
+        group.start_soon(timer)
+        await event.wait()
+        group.cancel_scope.cancel()
+
+
+class WatchHub:
+    """All watches of one network."""
+
+    def __init__(
+        self, chain: Chain, http: Http, services: ServiceDirectory, clock: Clock, *, policy: PollPolicy | None = None
+    ) -> None:
+        """Make an idle hub; it starts working with its first watch."""
+        self.chain = chain
+        self.http = http
+        self.services = services
+        self.clock = clock
+        self.policy = policy or PollPolicy()
+        self._background = Background()
+        self._pollers: dict[Address, _Poller] = {}
+        self._watches: dict[tuple[Address, Address, TaskId], weakref.WeakSet[TaskWatch]] = {}
+        self._reading = False
+        self._skew = 0.0
+        self._closed = False
+
+    async def aclose(self) -> None:
+        """End all watches and pollers."""
+        self._closed = True
+        for watches in list(self._watches.values()):
+            for watch in list(watches):
+                watch.put(ClosedError("the broker was closed", hint="Watches end with their broker"))
+        await self._background.aclose()
+
+    def chain_now(self) -> dt.datetime:
+        """Return the time by which deadlines count: the wall clock, or the chain's where that is ahead."""
+        return dt.datetime.fromtimestamp(self.clock.now() + self._skew, dt.UTC)
+
+    def saw_block_time(self, timestamp: dt.datetime) -> None:
+        """Take note of a block's time."""
+        self._skew = max(timestamp.timestamp() - self.clock.now(), 0.0)
+
+    # ---- registration
+
+    def add(self, watch: "TaskWatch") -> None:
+        """Register a watch."""
+        if self._closed:
+            raise ClosedError("the broker is closed", hint="Open a new one")
+        self._watches.setdefault(watch.key, weakref.WeakSet()).add(watch)
+        poller = self._pollers.get(watch.provider)
+        if poller is None or poller.over:
+            poller = self._pollers[watch.provider] = _Poller(self, watch.provider)
+            self._background.start(poller.run(), name=f"poll {watch.provider}")
+        poller.add(watch.wallet, watch.task_id)
+        if not self._reading:
+            self._reading = True
+            self._background.start(self._read_chain(), name="watch chain events")
+
+    def remove(self, watch: "TaskWatch") -> None:
+        """Forget a watch."""
+        if watches := self._watches.get(watch.key):
+            watches.discard(watch)
+
+    def watches(self, wallet: Address, provider: Address, task_id: TaskId) -> "list[TaskWatch]":
+        """Return the live watches of a task."""
+        key = (wallet, provider, task_id)
+        live = list(self._watches.get(key, ()))
+        if not live:
+            self._watches.pop(key, None)
+        return live
+
+    def poke(self, provider: Address) -> None:
+        """Make a provider's poller ask now."""
+        if poller := self._pollers.get(provider):
+            poller.poke()
+
+    # ---- chain
+
+    async def _read_chain(self) -> None:
+        try:
+            while any(self._watches.values()):
+                await self._follow()
+        finally:
+            self._reading = False
+
+    async def _follow(self) -> None:
+        topics = [TOPIC[name] for name in _TOPICS]
+        addresses = [self.services.fine_tuning.address]
+        async with self.chain.logs.follow(addresses=addresses, topics=[topics]) as batches:
+            async for batch in batches:
+                if isinstance(batch, Rewound):
+                    continue  # the removed logs come again in their new blocks; what was told stays told once
+                self.saw_block_time(batch.timestamp)
+                for log in batch.logs:
+                    self._dispatch(decode_log(log))
+                if not any(self._watches.values()):
+                    return
+
+    def _dispatch(self, event: Any) -> None:
+        if not isinstance(event, _FACTS):
+            return
+        for watch in self.watches(event.user, event.provider, TaskId(event.id)):
+            watch.put(event)
+        self.poke(event.provider)
+
+
+class _Poller:
+    """Asks one provider for the tasks of every watched wallet."""
+
+    def __init__(self, hub: WatchHub, provider: Address) -> None:
+        self._hub = hub
+        self._provider = provider
+        self._wanted: dict[Address, set[TaskId]] = {}
+        self._wake = anyio.Event()
+        self._failures = 0
+        self._seen: dict[TaskId, tuple[str, dt.datetime]] = {}
+        self.over = False
+
+    def add(self, wallet: Address, task_id: TaskId) -> None:
+        self._wanted.setdefault(wallet, set()).add(task_id)
+        self.poke()
+
+    def poke(self) -> None:
+        self._wake.set()
+
+    async def run(self) -> None:
+        policy, clock = self._hub.policy, self._hub.clock
+        pause = policy.first
+        try:
+            while self._live():
+                self._wake = anyio.Event()
+                changed = await self._round()
+                pause = policy.first if changed else min(pause * policy.growth, policy.longest)
+                await wait_any(clock, self._wake, pause * random.uniform(0.8, 1.2))
+        finally:
+            self.over = True
+
+    def _live(self) -> bool:
+        for wallet in list(self._wanted):
+            tasks = self._wanted[wallet]
+            tasks -= {t for t in tasks if not self._hub.watches(wallet, self._provider, t)}
+            if not tasks:
+                del self._wanted[wallet]
+        return bool(self._wanted)
+
+    async def _round(self) -> bool:
+        """Ask for each wallet once; return whether anything changed."""
+        changed, clock = False, self._hub.clock
+        for wallet, tasks in list(self._wanted.items()):
+            began = clock.monotonic()
+            changed |= await self._ask(wallet, tasks)
+            rest = 1 / self._hub.policy.rate - (clock.monotonic() - began)
+            if len(self._wanted) > 1 and rest > 0:
+                await clock.sleep(rest)
+        return changed
+
+    async def _ask(self, wallet: Address, tasks: set[TaskId]) -> bool:
+        try:
+            answers = await self._fetch(wallet, tasks)
+        except ZgError as e:
+            self._failures += 1
+            if isinstance(e, TaskNotFoundError) or not e.retryable:
+                self._tell(wallet, tasks, e)
+            elif self._failures == _WARN_AFTER:
+                self._tell(wallet, tasks, f"{self._provider} doesn't answer ({e.message}); still trying")
+            return False
+        self._failures = 0
+        changed = False
+        for task in answers:
+            if task.id in tasks:
+                seen = (task.progress_text, task.updated_at)
+                changed |= self._seen.get(task.id) != seen
+                self._seen[task.id] = seen
+                for watch in self._hub.watches(wallet, self._provider, task.id):
+                    watch.put(task)
+        return changed
+
+    async def _fetch(self, wallet: Address, tasks: set[TaskId]) -> tuple[Task, ...]:
+        service = await self._hub.services.fine_tuning_service(self._provider)
+        client = ProviderClient(self._hub.http, service.url, self._provider, self._hub.clock)
+        if len(tasks) == 1:
+            return (await client.get_task(wallet, next(iter(tasks))),)
+        return await client.list_tasks(wallet)
+
+    def _tell(self, wallet: Address, tasks: set[TaskId], what: ZgError | str) -> None:
+        for task_id in list(tasks):
+            for watch in self._hub.watches(wallet, self._provider, task_id):
+                watch.put(what)
+
+
+_Fact = Task | ChainFact | ZgError | str
+
+
+class TaskWatch:
+    """The changes of one task, as an iterator; also a context manager whose value is itself.
+
+    Ends by itself when nothing more can happen. `cursor` always says where to go on from.
+    """
+
+    def __init__(
+        self, hub: WatchHub, wallet: Address, provider: Address, task_id: TaskId, *, cursor: str | None = None
+    ) -> None:
+        """Make a watch; it starts when it is first awaited."""
+        self._hub = hub
+        self.wallet = wallet
+        self.provider = provider
+        self.task_id = task_id
+        self._from = cursor
+        self._story: TaskStory | None = None
+        self._facts: collections.deque[_Fact] = collections.deque()
+        self._changes: collections.deque[TaskChange] = collections.deque()
+        self._wake = anyio.Event()
+        self._started = self._closed = False
+
+    @property
+    def key(self) -> tuple[Address, Address, TaskId]:
+        """Which task is watched."""
+        return self.wallet, self.provider, self.task_id
+
+    @property
+    def cursor(self) -> str | None:
+        """Where to go on from; None before anything was seen."""
+        if self._changes:
+            return self._from  # what waits here hasn't been told
+        return self._story.cursor.encode() if self._story else self._from
+
+    def put(self, fact: _Fact) -> None:
+        """Hand in a fact; called by the hub."""
+        if len(self._facts) >= _MAX_PENDING:
+            self._facts = collections.deque(f for f in self._facts if not isinstance(f, Task | str))
+        self._facts.append(fact)
+        self._wake.set()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """End the watch. The task goes on."""
+        self._closed = True
+        self._hub.remove(self)
+
+    def __aiter__(self) -> AsyncIterator[TaskChange]:
+        return self
+
+    async def __anext__(self) -> TaskChange:
+        while not self._changes:
+            if self._closed:
+                raise StopAsyncIteration
+            if not self._started:
+                await self._start()
+                continue
+            story = self._require_story()
+            if story.over:
+                await self.aclose()
+                raise StopAsyncIteration
+            if self._facts:
+                await self._take(self._facts[0])
+                self._facts.popleft()  # only now: cancelled before, the fact is taken again
+                continue
+            await self._wait()
+        change = self._changes.popleft()
+        self._from = change.cursor
+        return change
+
+    def _require_story(self) -> TaskStory:
+        if self._story is None:
+            raise ClosedError("the watch has not started")
+        return self._story
+
+    async def _wait(self) -> None:
+        """Wait for a fact, or for the next reminder of the deadline."""
+        story = self._require_story()
+        self._wake = anyio.Event()
+        mark = story.next_mark()
+        if mark is None:
+            await self._wake.wait()
+        else:
+            left = (mark - self._hub.chain_now()).total_seconds()
+            if left > 0:
+                await wait_any(self._hub.clock, self._wake, left)
+        self._changes.extend(story.see_time(self._hub.chain_now()))
+
+    async def _start(self) -> None:
+        hub, chain = self._hub, self._hub.chain
+        self._facts.clear()
+        hub.add(self)  # first, so that nothing falls between what is read here and what the hub reads
+        story = TaskStory(
+            self.provider,
+            self.task_id,
+            lock_time=await hub.services.lock_time(),
+            penalty_percentage=await chain.call(hub.services.fine_tuning.penalty_percentage()),
+        )
+        cursor = WatchCursor.decode(self._from) if self._from else None
+        head = await chain.block()
+        hub.saw_block_time(head.timestamp)
+        changes: list[TaskChange] = []
+        if cursor is not None and await self._on_chain(cursor):
+            story.restore(cursor)
+            deliverable = await self._deliverable(head.number)
+            if deliverable is not None:
+                story.recall(deliverable)
+            for log in await chain.get_logs(
+                [hub.services.fine_tuning.address], [[TOPIC[n] for n in _TOPICS]], cursor.block_number, head.number
+            ):
+                event = decode_log(log)
+                if isinstance(event, _FACTS) and (event.user, event.provider, event.id) == self.key:
+                    changes += story.see_event(event)
+            story.see_block(head.number, head.hash)
+        else:
+            story.see_block(head.number, head.hash)
+            deliverable = await self._deliverable(head.number)
+            if self._from is not None:
+                task = await self._task_or_none()
+                changes.append(story.resynced(hub.chain_now(), task, deliverable))
+            elif deliverable is not None:
+                changes += story.see_deliverable(deliverable)
+        self._story = story
+        self._changes.extend(changes)
+        self._started = True
+
+    async def _on_chain(self, cursor: WatchCursor) -> bool:
+        try:
+            block = await self._hub.chain.block(cursor.block_number)
+        except ZgError as e:
+            if e.retryable:
+                raise
+            return False
+        return block.hash == cursor.block_hash
+
+    async def _deliverable(self, block: int | None = None) -> Deliverable | None:
+        call = self._hub.services.fine_tuning.get_deliverable(self.wallet, self.provider, self.task_id)
+        try:
+            return await self._hub.chain.call(call, block="latest" if block is None else block)
+        except (DeliverableNotFoundError, AccountNotFoundError):
+            return None
+
+    async def _task_or_none(self) -> Task | None:
+        try:
+            service = await self._hub.services.fine_tuning_service(self.provider)
+            client = ProviderClient(self._hub.http, service.url, self.provider, self._hub.clock)
+            return await client.get_task(self.wallet, self.task_id)
+        except ZgError:
+            return None
+
+    async def _take(self, fact: _Fact) -> None:
+        """Turn a fact into changes; may ask the chain, changes nothing before it has the answer."""
+        story = self._require_story()
+        if isinstance(fact, str):
+            self._changes.append(story.warning(self._hub.chain_now(), fact, "provider"))
+        elif isinstance(fact, TaskNotFoundError):
+            await self._not_found(fact)
+        elif isinstance(fact, ZgError):
+            self._closed = True
+            self._hub.remove(self)
+            raise fact
+        elif isinstance(fact, Task):
+            deliverable = await self._deliverable() if story.wants_chain(fact) else None
+            if deliverable is not None:
+                self._changes.extend(story.see_deliverable(deliverable))
+            self._changes.extend(story.see_task(fact))
+        else:
+            self._changes.extend(story.see_event(fact))
+
+    async def _not_found(self, error: TaskNotFoundError) -> None:
+        """The provider doesn't know the task: final, unless the chain does."""
+        story = self._require_story()
+        deliverable = await self._deliverable()
+        if deliverable is None:
+            await self.aclose()
+            raise error
+        if story.root is None:
+            self._changes.extend(story.see_deliverable(deliverable))
+
+
+class LogFollow:
+    """New text of a task's log, as an iterator; also a context manager whose value is itself."""
+
+    def __init__(self, hub: WatchHub, wallet: Address, provider: Address, task_id: TaskId, *, offset: int = 0) -> None:
+        """Make a follower; nothing is asked before it is awaited."""
+        self._hub = hub
+        self._wallet = wallet
+        self._provider = provider
+        self._task_id = task_id
+        self.offset = offset
+        """Bytes told so far."""
+        self._pause = hub.policy.first
+        self._failures = 0
+        self._over = self._closed = False
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._closed = True
+
+    def __aiter__(self) -> AsyncIterator[TaskLogAppended]:
+        return self
+
+    async def __anext__(self) -> TaskLogAppended:
+        """Return the next piece.
+
+        Raises:
+            ProviderUnavailableError: The provider stopped answering before the task had ended.
+        """
+        while not (self._closed or self._over):
+            try:
+                piece = await self._look()
+                self._failures = 0
+            except ProviderUnavailableError:
+                self._failures += 1
+                if self._failures > _WARN_AFTER:
+                    raise
+                piece = None
+            if piece is not None:
+                self._pause = self._hub.policy.first
+                return piece
+            if not self._over:
+                await self._hub.clock.sleep(self._pause)
+                self._pause = min(self._pause * self._hub.policy.growth, self._hub.policy.longest)
+        raise StopAsyncIteration
+
+    async def _look(self) -> TaskLogAppended | None:
+        service = await self._hub.services.fine_tuning_service(self._provider)
+        client = ProviderClient(self._hub.http, service.url, self._provider, self._hub.clock)
+        task = await client.get_task(
+            self._wallet, self._task_id
+        )  # before the log: what ends after it is seen next time
+        data = await client.get_log_bytes(self._wallet, self._task_id)
+        if len(data) < self.offset:
+            self.offset = 0  # truncated: begin anew
+        if len(data) > self.offset:
+            offset, self.offset = self.offset, len(data)
+            story = TaskStory(self._provider, self._task_id, lock_time=0, penalty_percentage=0)
+            return story.log_appended(task.updated_at, data[offset:].decode("utf-8", "replace"), offset)
+        self._over = task.is_terminal
+        return None
