@@ -399,26 +399,39 @@ class _Reply:
 
 # --- refusals --------------------------------------------------------------------------------------------------------
 
-_HINTS: Final[tuple[tuple[str, str], ...]] = (
-    ("get account in contract", "Make the sub-account first: ledger.transfer_fund to this provider."),
-    ("account not exist", "Make the sub-account first: ledger.transfer_fund to this provider."),
-    ("insufficient balance", "Transfer more to the sub-account of this provider."),
-    ("unsupported model", "Ask list_model which models this provider trains."),
-    ("timestamp", "Compare this machine's clock: signatures older than 5 minutes, or 1 minute ahead, are refused."),
-    ("file too large", "A dataset for the TEE has at most 100 MiB."),
-    ("invalid file type", "The file's name has to end in .jsonl or .json."),
-    ("invalid jsonl", "Check the file first: check_dataset says which rows are wrong."),
-    ("not ready for download", "Wait until the task is delivered."),
-    ("cannot be cancelled", "Only a task that doesn't train yet can be cancelled."),
-    ("does not belong to this user", "The task is another wallet's."),
-    ("parameter", "The provider takes exactly five training parameters: see check_training_params."),
+_NO_ACCOUNT: Final = "Make the sub-account first: ledger.transfer_fund to this provider."
+_NO_APPROVAL: Final = "The contract's owner hasn't approved this provider's signer."
+_NO_ACKNOWLEDGEMENT: Final = "Call acknowledge_provider_signer first."
+_REFUSALS: Final[tuple[tuple[str, type[ProviderRejectedError], str], ...]] = (
+    ("task queue is full", QueueFullError, "Try again later."),
+    ("while there are in-progress tasks", QueueFullError, "Queue behind other tasks, or try again later."),
+    (
+        "unfinished task",
+        UnfinishedTaskError,
+        "A provider takes a wallet's next task when the last is finished or failed.",
+    ),
+    ("has not been acknowledged by 0g team", SignerNotAcknowledgedError, _NO_APPROVAL),
+    ("service not acknowledge", SignerNotAcknowledgedError, _NO_APPROVAL),
+    ("has not acknowledged the provider", SignerNotAcknowledgedError, _NO_ACKNOWLEDGEMENT),
+    ("user not acknowledge", SignerNotAcknowledgedError, _NO_ACKNOWLEDGEMENT),
+    ("get account in contract", ProviderRejectedError, _NO_ACCOUNT),
+    ("account not exist", ProviderRejectedError, _NO_ACCOUNT),
+    ("insufficient balance", ProviderRejectedError, "Transfer more to the sub-account of this provider."),
+    ("unsupported model", ProviderRejectedError, "Ask list_model which models this provider trains."),
+    (
+        "timestamp",
+        ProviderRejectedError,
+        "Compare this machine's clock: signatures over 5 minutes old, or 1 minute ahead, are refused.",
+    ),
+    ("file too large", ProviderRejectedError, "A dataset for the TEE has at most 100 MiB."),
+    ("invalid file type", ProviderRejectedError, "The file's name has to end in .jsonl or .json."),
+    ("invalid jsonl", ProviderRejectedError, "Check the file first: check_dataset says which rows are wrong."),
+    ("not ready for download", ProviderRejectedError, "Wait until the task is delivered."),
+    ("cannot be cancelled", ProviderRejectedError, "Only a task that doesn't train yet can be cancelled."),
+    ("does not belong to this user", ProviderRejectedError, "The task is another wallet's."),
+    ("parameter", ProviderRejectedError, "The provider takes exactly five training parameters."),
 )
-_NOT_ACKNOWLEDGED: Final[tuple[tuple[str, str], ...]] = (
-    ("has not been acknowledged by 0g team", "The contract's owner hasn't approved this provider's signer."),
-    ("service not acknowledge", "The contract's owner hasn't approved this provider's signer."),
-    ("has not acknowledged the provider", "Call acknowledge_provider_signer first."),
-    ("user not acknowledge", "Call acknowledge_provider_signer first."),
-)
+"""What a refusal's text contains, the class to raise, and what to do. The first that fits counts."""
 
 
 def rejected(
@@ -442,44 +455,23 @@ def rejected(
         The class that fits; `retryable` says whether the same request may succeed later.
     """
     reason = printable(error_text(text), limit=600)
-    lower = reason.lower()
     message = f"{endpoint or 'the request'} was refused with {status}" + (f": {reason}" if reason else "")
     if status in (408, 425, 429) or (status >= 500 and status != 501):
         return ProviderUnavailableError(
             message,
             status=status,
             body=reason,
-            retry_after=retry_after(headers or {}),
             provider=provider,
             endpoint=endpoint,
+            retry_after=retry_after(headers or {}),
         )
+    lower = reason.lower()
     if re.search(r"task \S+ not found", lower):
         return TaskNotFoundError(message, provider=provider, endpoint=endpoint)
-    if "task queue is full" in lower or "while there are in-progress tasks" in lower:
-        return QueueFullError(
-            message,
-            status=status,
-            body=reason,
-            hint="Queue behind other tasks, or try again later.",
-            provider=provider,
-            endpoint=endpoint,
-        )
-    if "unfinished task" in lower:
-        return UnfinishedTaskError(
-            message,
-            status=status,
-            body=reason,
-            hint="A provider takes a wallet's next task when the last is finished or failed.",
-            provider=provider,
-            endpoint=endpoint,
-        )
-    for part, hint in _NOT_ACKNOWLEDGED:
+    for part, kind, hint in _REFUSALS:
         if part in lower:
-            return SignerNotAcknowledgedError(
-                message, status=status, body=reason, hint=hint, provider=provider, endpoint=endpoint
-            )
-    found = next((hint for part, hint in _HINTS if part in lower), None)
-    return ProviderRejectedError(message, status=status, body=reason, hint=found, provider=provider, endpoint=endpoint)
+            return kind(message, status=status, body=reason, provider=provider, endpoint=endpoint, hint=hint)
+    return ProviderRejectedError(message, status=status, body=reason, provider=provider, endpoint=endpoint)
 
 
 def error_text(body: str) -> str:
