@@ -107,7 +107,7 @@ class Egress:
             host, port = url.raw_host, url.port
         except ValueError:
             host, port = None, None
-        if not host or "/" in host:
+        if not host or not (_NAME.fullmatch(_plain(host)) or _is_address(host)):
             raise ConfigError(f"{printable(entry, limit=80)!r} is no host", hint="Give a name, optionally with :port")
         self._allowed.add((_plain(host), port))
 
@@ -196,6 +196,14 @@ class JudgingResolver(aiohttp.abc.AbstractResolver):
     async def close(self) -> None:
         """Close the resolver behind."""
         await self._resolver.close()
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host.strip("[]"))
+    except ValueError:
+        return False
+    return True
 
 
 def _plain(host: str) -> str:

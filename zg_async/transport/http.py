@@ -13,10 +13,11 @@ import logging
 import os
 import socket
 import ssl
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from typing import Any, Final
 
 import aiohttp
+import anyio
 from yarl import URL
 
 from zg_async.clock import Clock, SystemClock
@@ -33,6 +34,7 @@ from zg_async.text import printable
 from zg_async.transport.egress import AddressRefusedError, Egress, JudgingResolver
 from zg_async.transport.limiter import Limiter, ProviderLimits, Slot
 from zg_async.transport.retry import ONCE, RetryBudget, RetryPolicy, retry
+from zg_async.wire.provider_api import rejected
 from zg_async.wire.strict_json import BadJsonError, decode_json
 
 KIB: Final = 1024
@@ -114,7 +116,7 @@ class Answer:
         """The body's announced size in bytes."""
         return self._response.content_length
 
-    async def chunks(self) -> AsyncIterator[bytes]:
+    async def chunks(self) -> AsyncGenerator[bytes, None]:
         """Read the body as it comes.
 
         Raises:
@@ -150,24 +152,47 @@ class Answer:
             ProviderUnavailableError: The connection broke.
         """
         body = bytearray()
-        async for chunk in self.chunks():
-            body += chunk
-            if len(body) > limit:
-                raise ProviderReplyError(
-                    f"{self.endpoint} answered {self.status} with more than {limit} bytes",
-                    provider=self.provider,
-                    endpoint=self.endpoint,
-                )
+        async with contextlib.aclosing(self.chunks()) as chunks:
+            async for chunk in chunks:
+                body += chunk
+                if len(body) > limit:
+                    raise ProviderReplyError(
+                        f"{self.endpoint} answered {self.status} with more than {limit} bytes",
+                        provider=self.provider,
+                        endpoint=self.endpoint,
+                    )
         return bytes(body)
 
-    async def error(self) -> ProviderError:
-        """Read the body of a refusal and make an error of it: status, endpoint and excerpt, whatever its form."""
+    async def reply(self, *, limit: int, slot: Slot | None = None, any_status: bool = False) -> Reply:
+        """Read the whole body and judge the status.
+
+        Args:
+            limit: Largest size in bytes.
+            slot: The turn this request took, told of a 429.
+            any_status: Take every status for an answer.
+
+        Raises:
+            ProviderError: A status that isn't 2xx, as `wire.provider_api.rejected` classifies it, or no readable body.
+        """
+        if not 200 <= self.status < 300 and not any_status:
+            raise await self.error(slot)
+        return Reply(
+            status=self.status,
+            headers=self.headers,
+            body=await self.read(limit),
+            endpoint=self.endpoint,
+            provider=self.provider,
+        )
+
+    async def error(self, slot: Slot | None = None) -> ProviderError:
+        """Make an error of a refusal: status, endpoint and excerpt, whatever the body's form."""
         body = bytearray()
         with contextlib.suppress(ProviderError):  # what came is excerpt enough
-            async for chunk in self.chunks():
-                body += chunk
-                if len(body) >= ERROR_BODY_LIMIT:
-                    break
+            async with contextlib.aclosing(self.chunks()) as chunks:
+                async for chunk in chunks:
+                    body += chunk
+                    if len(body) >= ERROR_BODY_LIMIT:
+                        break
         text = body[:ERROR_BODY_LIMIT].decode(errors="replace")
         if 300 <= self.status < 400:
             return ProviderRejectedError(
@@ -178,9 +203,10 @@ class Answer:
                 endpoint=self.endpoint,
                 hint="The registered URL may be outdated; the provider has to register the new one",
             )
-        from zg_async.wire.provider_api import rejected
-
-        return rejected(self.status, text, provider=self.provider, endpoint=self.endpoint, headers=self.headers)
+        failure = rejected(self.status, text, provider=self.provider, endpoint=self.endpoint, headers=self.headers)
+        if self.status == 429 and slot is not None:
+            slot.refused(failure.retry_after)
+        return failure
 
 
 class Http:
@@ -282,6 +308,7 @@ class Http:
         headers: Mapping[str, str] | None = None,
         provider: str | None = None,
         transfer: bool = False,
+        read_timeout: float | None = None,
     ) -> AsyncGenerator[Answer, None]:
         """Send one request, once, and look at the answer while its body is still on the way.
 
@@ -292,7 +319,8 @@ class Http:
             data: A body as it is.
             headers: Further headers.
             provider: Whose endpoint it is, for errors.
-            transfer: A file goes or comes: idle time-out only.
+            transfer: A file goes or comes: no total time-out.
+            read_timeout: Longest silence in seconds; None means the settings' `idle_timeout`.
 
         Yields:
             The answer, of any status, redirects included.
@@ -312,7 +340,7 @@ class Http:
                 json=json,
                 data=data,
                 headers={"Accept-Encoding": "identity", **(headers or {})},
-                timeout=self._timeout(transfer=transfer),
+                timeout=self._timeout(transfer, read_timeout),
                 allow_redirects=False,
                 raise_for_status=False,
                 auto_decompress=False,
@@ -326,13 +354,15 @@ class Http:
             yield Answer(response, endpoint=endpoint, provider=provider)
         finally:
             response.release()  # keeps the connection only if the body was read to its end
+            with anyio.CancelScope(shield=True):
+                await response.wait_for_close()  # an upload cut short has a writer to end
 
-    def _timeout(self, *, transfer: bool) -> aiohttp.ClientTimeout:
+    def _timeout(self, transfer: bool, read_timeout: float | None) -> aiohttp.ClientTimeout:
         settings = self.settings
         return aiohttp.ClientTimeout(
             total=None if transfer else settings.control_timeout,
             sock_connect=settings.connect_timeout,
-            sock_read=settings.idle_timeout,
+            sock_read=settings.idle_timeout if read_timeout is None else read_timeout,
         )
 
     async def request(
@@ -404,7 +434,7 @@ class Http:
             ) as answer:
                 onward = _same_origin(url, answer) if call.follow else None
                 if onward is None:
-                    return await _whole(answer, call, slot)
+                    return await answer.reply(limit=call.limit, slot=slot, any_status=call.raw_status)
                 url = onward
         raise ProviderRejectedError(
             f"{call.method} {URL(call.url).path}: more than {_MAX_REDIRECTS} redirects",
@@ -431,21 +461,6 @@ class _Call:
     provider: str | None
     follow: bool
     raw_status: bool
-
-
-async def _whole(answer: Answer, call: _Call, slot: Slot | None) -> Reply:
-    if not 200 <= answer.status < 300 and not call.raw_status:
-        failure = await answer.error()
-        if answer.status == 429 and slot is not None:
-            slot.refused(failure.retry_after)
-        raise failure
-    return Reply(
-        status=answer.status,
-        headers=answer.headers,
-        body=await answer.read(call.limit),
-        endpoint=answer.endpoint,
-        provider=answer.provider,
-    )
 
 
 def _same_origin(url: str, answer: Answer) -> str | None:
