@@ -1,0 +1,162 @@
+"""`zg devnet`: a local network for development and tests."""
+
+import json
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Annotated, Literal
+
+import anyio
+import anyio.to_thread
+import cyclopts
+
+from zg_async.background import Background
+from zg_async.devnet.network import Attachment, Devnet, start_devnet
+from zg_async.errors import ConfigError
+
+OWNER_KEY_VARIABLE = "ZG_OWNER_KEY"
+app = cyclopts.App(name="devnet", help="A local network: chain, contracts, providers that really train, inference.")
+
+
+@app.command
+async def up(
+    *,
+    providers: Annotated[int, cyclopts.Parameter(validator=cyclopts.validators.Number(gte=0, lte=100))] = 1,
+    engine: Literal["pyevm", "anvil"] = "pyevm",
+    port: int | None = None,
+    block_time: float | None = None,
+    lock_time: int = 86_400,
+    ack_timeout: float = 48 * 3600.0,
+    train_seconds: float = 0.0,
+    limits: Literal["default", "off"] = "default",
+    ticks: Literal["fast", "real"] = "fast",
+    attach: str | None = None,
+    ledger_ca: str | None = None,
+    inference_ca: str | None = None,
+    fine_tuning_ca: str | None = None,
+    owner_key_file: Path | None = None,
+    state_dir: Path | None = None,
+    json_: Annotated[bool, cyclopts.Parameter(name="--json", negative="")] = False,
+    until_stdin_closes: Annotated[bool, cyclopts.Parameter(show=False, negative="")] = False,
+) -> int:
+    """Run a local network until SIGINT or SIGTERM.
+
+    Prints one JSON line on standard output when everything is ready, and what a person wants to know on standard error.
+
+    Parameters
+    ----------
+    providers
+        How many fine-tuning providers, each with an inference side.
+    engine
+        The chain: the embedded one, or anvil if it is installed.
+    port
+        Of the chain's JSON-RPC. Default: 8545 if it is free, else any.
+    block_time
+        Seconds between blocks. Default: each transaction gets its block at once.
+    lock_time
+        Seconds a refund stays locked, 3600 to 604800.
+    ack_timeout
+        Seconds to acknowledge a delivery in; half the lock time is the other bound.
+    train_seconds
+        The least time a training takes.
+    limits
+        Whether providers limit the rate of quote, upload and download as real ones do.
+    ticks
+        How often provider workers look: every 0.2 s, or every 60 s as real ones.
+    attach
+        JSON-RPC URL of a chain whose contracts stand already; needs the three addresses and the owner's key.
+    ledger_ca
+        LedgerManager, with --attach.
+    inference_ca
+        InferenceServing, with --attach.
+    fine_tuning_ca
+        FineTuningServing, with --attach.
+    owner_key_file
+        File with the owner's private key in hex. Default: the variable ZG_OWNER_KEY.
+    state_dir
+        Where providers keep their files. Default: a temporary folder, removed at the end.
+    json_
+        Print nothing but the JSON line.
+    until_stdin_closes
+        End also when standard input is closed: for programs that start this one.
+    """
+    attachment = None
+    if attach is not None:
+        attachment = _attachment(attach, ledger_ca, inference_ca, fine_tuning_ca, owner_key_file)
+    elif ledger_ca or inference_ca or fine_tuning_ca or owner_key_file:
+        raise ConfigError("contract addresses and an owner's key belong to --attach")
+    background = Background()
+    try:
+        with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals, anyio.CancelScope() as scope:
+            background.start(_stop_on_signal(signals, scope), name="devnet signals")
+            if until_stdin_closes:
+                background.start(_stop_on_eof(scope), name="devnet standard input")
+            async with start_devnet(
+                providers=providers,
+                engine=engine,
+                port=port,
+                block_time=block_time,
+                lock_time=lock_time,
+                ack_timeout=ack_timeout,
+                train_seconds=train_seconds,
+                limits=limits,
+                ticks=ticks,
+                state_dir=state_dir,
+                attach=attachment,
+            ) as devnet:
+                if not json_:
+                    print(_summary(devnet), file=sys.stderr)
+                print(json.dumps(devnet.describe()), flush=True)
+                await anyio.sleep_forever()
+    finally:
+        await background.aclose()
+    return 0
+
+
+async def _stop_on_signal(signals: AsyncIterator[signal.Signals], scope: anyio.CancelScope) -> None:
+    async for _ in signals:
+        scope.cancel()
+        return
+
+
+async def _stop_on_eof(scope: anyio.CancelScope) -> None:
+    while await anyio.to_thread.run_sync(sys.stdin.buffer.read, 4096, abandon_on_cancel=True):
+        pass
+    scope.cancel()
+
+
+def _attachment(
+    url: str, ledger: str | None, inference: str | None, fine_tuning: str | None, key_file: Path | None
+) -> Attachment:
+    if not (ledger and inference and fine_tuning):
+        raise ConfigError("--attach needs --ledger-ca, --inference-ca and --fine-tuning-ca")
+    return Attachment(
+        rpc_url=url, ledger=ledger, inference=inference, fine_tuning=fine_tuning, owner_key=_owner_key(key_file)
+    )
+
+
+def _owner_key(key_file: Path | None) -> bytes:
+    try:
+        text = os.environ.get(OWNER_KEY_VARIABLE, "") if key_file is None else key_file.read_text()
+    except OSError as error:
+        raise ConfigError(f"the owner's key file can't be read: {error.strerror}") from error
+    if not text.strip():
+        raise ConfigError("the owner's key is missing", hint=f"Give --owner-key-file, or set {OWNER_KEY_VARIABLE}")
+    try:
+        key = bytes.fromhex(text.strip().removeprefix("0x"))
+    except ValueError:
+        key = b""
+    if len(key) != 32:
+        raise ConfigError("the owner's key isn't 32 bytes in hex")
+    return key
+
+
+def _summary(devnet: Devnet) -> str:
+    lines = [f"0G devnet   chain {devnet.chain_id}   {devnet.rpc_url}"]
+    lines += [f"  provider  {node.address}  {node.url}" for node in devnet.providers]
+    lines += [f"  account   {account.address}" for account in devnet.accounts[:3]]
+    lines.append(f"  control   {devnet.control.url}")
+    lines.append("  keys are public, only for development; Ctrl-C ends it")
+    return "\n".join(lines)
