@@ -133,7 +133,9 @@ async def test_the_fourth_redirect_is_refused(clock):
             await http.request("GET", f"{base}/0")
 
 
-@pytest.mark.parametrize("to", ["http://localhost:1/", "https://127.0.0.1/", "//evil.example/", "http://[", "", "data:,x"])
+@pytest.mark.parametrize(
+    "to", ["http://localhost:1/", "https://127.0.0.1/", "//evil.example/", "http://[", "", "data:,x"]
+)
 async def test_a_redirect_to_another_origin_is_refused(clock, to):
     async def handler(request):
         return web.Response(status=302, headers={"Location": to})
@@ -341,7 +343,10 @@ async def test_no_error_leaks_a_header_a_query_or_a_foreign_exception(clock):
         for _ in answers:
             with pytest.raises(ProviderError) as caught:
                 await http.request(
-                    "POST", f"{base}/x?key=CANARY-query", headers={"Authorization": "CANARY-token"}, json={"s": "CANARY"}
+                    "POST",
+                    f"{base}/x?key=CANARY-query",
+                    headers={"Authorization": "CANARY-token"},
+                    json={"s": "CANARY"},
                 )
             error = caught.value
             assert error.__cause__ is None
@@ -455,9 +460,7 @@ def _authority(folder):
     pem, secret = folder / "ca.pem", folder / "key.pem"
     pem.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
     secret.write_bytes(
-        key.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        )
+        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     )
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(pem, secret)

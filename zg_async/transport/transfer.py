@@ -28,6 +28,7 @@ from zg_async.wire.hashing import Keccak256
 TRANSFER_POLICY: Final = RetryPolicy(attempts=5, max_elapsed=900.0, base=2.0, cap=30.0)
 _SLICE: Final = 64 * 1024
 _DEPTH: Final = 3
+_PROGRESS: Final = 64 * 1024
 _RATE_WINDOW: Final = 60.0
 _SPARE_DISK: Final = 16 * MIB
 _CONTENT_RANGE: Final = re.compile(r"bytes (?:([0-9]{1,18})-([0-9]{1,18})|\*)/([0-9]{1,18})")
@@ -325,7 +326,7 @@ class _Download:
                 await retry(self._attempt, clock=self._http.clock, policy=policy, budget=self._http.budget(self._host))
                 return
             except ProviderUnavailableError:
-                if self._fetched - before < MIB:
+                if self._fetched - before < _PROGRESS:
                     raise
 
     async def _attempt(self) -> None:
