@@ -71,6 +71,12 @@ _HOMES = {
         "WrongChainError",
         "ZgError",
     ),
+    "zg_async.jobs.runner": ("JobHandle", "JobRunner"),
+    "zg_async.jobs.spec": ("JobSpec",),
+    "zg_async.jobs.sqlite": ("SqliteStore",),
+    "zg_async.jobs.state": ("JobResult",),
+    "zg_async.jobs.store": ("MemoryStore", "Store"),
+    "zg_async.jobs.events": ("Event",),
     "zg_async.managers.deliverables": ("Acknowledgement", "DeliveredModel"),
     "zg_async.managers.fine_tuning": ("TaskPreflight",),
     "zg_async.managers.ledger": ("FundingPlan", "FundingStep"),
@@ -140,6 +146,140 @@ __all__ = sorted([*_HOME, "__version__"])
 if TYPE_CHECKING:
     from zg_async.broker import Broker as Broker
     from zg_async.broker import create_broker as create_broker
+    from zg_async.clock import Clock as Clock
+    from zg_async.clock import SystemClock as SystemClock
+    from zg_async.errors import AccountNotFoundError as AccountNotFoundError
+    from zg_async.errors import AdapterError as AdapterError
+    from zg_async.errors import AttestationError as AttestationError
+    from zg_async.errors import ChainError as ChainError
+    from zg_async.errors import ChainUnavailableError as ChainUnavailableError
+    from zg_async.errors import ClosedError as ClosedError
+    from zg_async.errors import ConfigError as ConfigError
+    from zg_async.errors import ContractRevertedError as ContractRevertedError
+    from zg_async.errors import DatasetError as DatasetError
+    from zg_async.errors import DeliverableNotFoundError as DeliverableNotFoundError
+    from zg_async.errors import DeliverableSettledError as DeliverableSettledError
+    from zg_async.errors import EndpointRefusedError as EndpointRefusedError
+    from zg_async.errors import EnvelopeError as EnvelopeError
+    from zg_async.errors import FeeCapError as FeeCapError
+    from zg_async.errors import HashMismatchError as HashMismatchError
+    from zg_async.errors import InsufficientBalanceError as InsufficientBalanceError
+    from zg_async.errors import InsufficientGasFundsError as InsufficientGasFundsError
+    from zg_async.errors import JobCancelledError as JobCancelledError
+    from zg_async.errors import JobError as JobError
+    from zg_async.errors import JobFailedError as JobFailedError
+    from zg_async.errors import JournalError as JournalError
+    from zg_async.errors import KeyNotReleasedError as KeyNotReleasedError
+    from zg_async.errors import LedgerExistsError as LedgerExistsError
+    from zg_async.errors import LedgerNotFoundError as LedgerNotFoundError
+    from zg_async.errors import LimitError as LimitError
+    from zg_async.errors import LostKeyError as LostKeyError
+    from zg_async.errors import MinimumDepositError as MinimumDepositError
+    from zg_async.errors import NoInferenceServiceError as NoInferenceServiceError
+    from zg_async.errors import NotStoredError as NotStoredError
+    from zg_async.errors import PreviousDeliverableNotAcknowledgedError as PreviousDeliverableNotAcknowledgedError
+    from zg_async.errors import ProviderError as ProviderError
+    from zg_async.errors import ProviderRejectedError as ProviderRejectedError
+    from zg_async.errors import ProviderReplyError as ProviderReplyError
+    from zg_async.errors import ProviderUnavailableError as ProviderUnavailableError
+    from zg_async.errors import QueueFullError as QueueFullError
+    from zg_async.errors import RefusedToSignError as RefusedToSignError
+    from zg_async.errors import RpcError as RpcError
+    from zg_async.errors import ServiceNotFoundError as ServiceNotFoundError
+    from zg_async.errors import SignatureMismatchError as SignatureMismatchError
+    from zg_async.errors import SignerNotAcknowledgedError as SignerNotAcknowledgedError
+    from zg_async.errors import StorageError as StorageError
+    from zg_async.errors import StorageUnavailableError as StorageUnavailableError
+    from zg_async.errors import TaskFailedError as TaskFailedError
+    from zg_async.errors import TaskNotFoundError as TaskNotFoundError
+    from zg_async.errors import TooManyProvidersError as TooManyProvidersError
+    from zg_async.errors import TooManyRefundsError as TooManyRefundsError
+    from zg_async.errors import TrainingParamsError as TrainingParamsError
+    from zg_async.errors import TransactionReplacedError as TransactionReplacedError
+    from zg_async.errors import TransactionTimeoutError as TransactionTimeoutError
+    from zg_async.errors import UnfinishedTaskError as UnfinishedTaskError
+    from zg_async.errors import UnsafeArchiveError as UnsafeArchiveError
+    from zg_async.errors import VerificationError as VerificationError
+    from zg_async.errors import WrongChainError as WrongChainError
+    from zg_async.errors import ZgError as ZgError
+    from zg_async.jobs.events import Event as Event
+    from zg_async.jobs.runner import JobHandle as JobHandle
+    from zg_async.jobs.runner import JobRunner as JobRunner
+    from zg_async.jobs.spec import JobSpec as JobSpec
+    from zg_async.jobs.sqlite import SqliteStore as SqliteStore
+    from zg_async.jobs.state import JobResult as JobResult
+    from zg_async.jobs.store import MemoryStore as MemoryStore
+    from zg_async.jobs.store import Store as Store
+    from zg_async.managers.deliverables import Acknowledgement as Acknowledgement
+    from zg_async.managers.deliverables import DeliveredModel as DeliveredModel
+    from zg_async.managers.fine_tuning import TaskPreflight as TaskPreflight
+    from zg_async.managers.ledger import FundingPlan as FundingPlan
+    from zg_async.managers.ledger import FundingStep as FundingStep
+    from zg_async.managers.services import LedgerLimits as LedgerLimits
+    from zg_async.managers.task_changes import AckDeadlineNear as AckDeadlineNear
+    from zg_async.managers.task_changes import DeliveredProviderLostState as DeliveredProviderLostState
+    from zg_async.managers.task_changes import TaskChange as TaskChange
+    from zg_async.managers.task_changes import TaskLogAppended as TaskLogAppended
+    from zg_async.managers.task_changes import TaskSettled as TaskSettled
+    from zg_async.managers.task_changes import TaskStateChanged as TaskStateChanged
+    from zg_async.managers.task_changes import WatchResynced as WatchResynced
+    from zg_async.managers.task_changes import WatchWarning as WatchWarning
+    from zg_async.managers.watch import LogFollow as LogFollow
+    from zg_async.managers.watch import PollPolicy as PollPolicy
+    from zg_async.managers.watch import TaskWatch as TaskWatch
+    from zg_async.networks import NETWORKS as NETWORKS
+    from zg_async.networks import Network as Network
+    from zg_async.networks import get_network as get_network
+    from zg_async.transport.fees import FeePolicy as FeePolicy
+    from zg_async.transport.http import HttpSettings as HttpSettings
+    from zg_async.transport.limiter import ProviderLimits as ProviderLimits
+    from zg_async.transport.outbox import MemoryOutbox as MemoryOutbox
+    from zg_async.transport.outbox import Outbox as Outbox
+    from zg_async.transport.retry import RetryPolicy as RetryPolicy
+    from zg_async.transport.signer import DecryptionKey as DecryptionKey
+    from zg_async.transport.signer import LocalSigner as LocalSigner
+    from zg_async.transport.signer import Signer as Signer
+    from zg_async.transport.sqlite_outbox import SqliteOutbox as SqliteOutbox
+    from zg_async.units import NEURON_PER_0G as NEURON_PER_0G
+    from zg_async.units import format_amount as format_amount
+    from zg_async.units import og_to_wei as og_to_wei
+    from zg_async.units import parse_amount as parse_amount
+    from zg_async.units import wei_to_og as wei_to_og
+    from zg_async.wire.attestation import QuoteReport as QuoteReport
+    from zg_async.wire.records import AccountSummary as AccountSummary
+    from zg_async.wire.records import Adapter as Adapter
+    from zg_async.wire.records import AdapterState as AdapterState
+    from zg_async.wire.records import Address as Address
+    from zg_async.wire.records import CancelOutcome as CancelOutcome
+    from zg_async.wire.records import CancelResult as CancelResult
+    from zg_async.wire.records import ChatAnswer as ChatAnswer
+    from zg_async.wire.records import Deliverable as Deliverable
+    from zg_async.wire.records import DeployResponse as DeployResponse
+    from zg_async.wire.records import DownloadedModel as DownloadedModel
+    from zg_async.wire.records import FineTuningAccountDetail as FineTuningAccountDetail
+    from zg_async.wire.records import FineTuningAccountDetails as FineTuningAccountDetails
+    from zg_async.wire.records import FineTuningService as FineTuningService
+    from zg_async.wire.records import InferenceAccount as InferenceAccount
+    from zg_async.wire.records import InferenceService as InferenceService
+    from zg_async.wire.records import JobId as JobId
+    from zg_async.wire.records import Ledger as Ledger
+    from zg_async.wire.records import LedgerDetail as LedgerDetail
+    from zg_async.wire.records import Model as Model
+    from zg_async.wire.records import ModelCatalogue as ModelCatalogue
+    from zg_async.wire.records import Quota as Quota
+    from zg_async.wire.records import Receipt as Receipt
+    from zg_async.wire.records import Refund as Refund
+    from zg_async.wire.records import RootHash as RootHash
+    from zg_async.wire.records import ServiceMetadata as ServiceMetadata
+    from zg_async.wire.records import SessionToken as SessionToken
+    from zg_async.wire.records import Task as Task
+    from zg_async.wire.records import TaskId as TaskId
+    from zg_async.wire.records import TaskProgress as TaskProgress
+    from zg_async.wire.records import TxHash as TxHash
+    from zg_async.wire.records import UploadedDataset as UploadedDataset
+    from zg_async.wire.records import Usage as Usage
+    from zg_async.wire.rows import DatasetReport as DatasetReport
+    from zg_async.wire.rows import TrainingParams as TrainingParams
 
 
 def __getattr__(name: str) -> Any:

@@ -28,6 +28,8 @@ class Network:
     status_url: str | None = None
     """Health and model catalogue of inference providers; None: there is none."""
     explorer_url: str | None = None
+    allow_hosts: tuple[str, ...] = ()
+    """Hosts whose providers may have private addresses and plain http, by name."""
     confirmations: int = 12
     """Blocks until a result counts as final."""
 
@@ -78,6 +80,7 @@ NETWORKS: Final[Mapping[str, Network]] = {
             ledger="0x9fE46736679d2D9a65F0992F2272dE9f3c7fa6e0",
             inference="0x0165878A594ca255338adfa4d48449f69242Eb8F",
             fine_tuning="0xA51c1fc2f0D1a1b8494Ed1FE312d7C3a78Ed91C0",
+            allow_hosts=("127.0.0.1", "localhost", "::1"),
             confirmations=1,
         ),
     )

@@ -33,3 +33,12 @@ def test_error_codes_are_unique_and_stable_names():
     codes = [c.code for c in classes if issubclass(c, zg_async.ZgError)]
     assert len(codes) == len(set(codes))
     assert all(c.replace("_", "").isalpha() and c.islower() for c in codes)
+
+
+def test_type_checkers_see_the_same_names():
+    tree = ast.parse((PACKAGE / "__init__.py").read_text())
+    block = next(n for n in tree.body if isinstance(n, ast.If) and ast.unparse(n.test) == "TYPE_CHECKING")
+    typed = {
+        (n.module, a.name) for n in block.body if isinstance(n, ast.ImportFrom) for a in n.names if a.asname == a.name
+    }
+    assert typed == {(home, name) for home, names in zg_async._HOMES.items() for name in names}

@@ -1,0 +1,296 @@
+"""The broker: opens the transports of one network, and holds the managers of its wallets."""
+
+import dataclasses
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Final, Self
+
+import anyio
+
+from zg_async.clock import Clock, SystemClock
+from zg_async.errors import ClosedError, ConfigError, WrongChainError
+from zg_async.managers.context import Context
+from zg_async.managers.fine_tuning import FineTuningManager
+from zg_async.managers.inference import InferenceManager
+from zg_async.managers.ledger import LedgerManager
+from zg_async.managers.services import ServiceDirectory
+from zg_async.managers.watch import PollPolicy, WatchHub
+from zg_async.networks import Network, get_network
+from zg_async.paths import state_dir as default_state_dir
+from zg_async.transport.chain import Chain
+from zg_async.transport.fees import FeePolicy
+from zg_async.transport.guard import network_guard
+from zg_async.transport.http import Http, HttpSettings
+from zg_async.transport.outbox import Outbox
+from zg_async.transport.rpc import Rpc
+from zg_async.transport.signer import DecryptionKey, LocalSigner, Signer
+from zg_async.transport.sqlite_outbox import SqliteOutbox
+from zg_async.wire.hashing import parse_address
+from zg_async.wire.records import Address
+
+if TYPE_CHECKING:
+    import aiohttp
+
+CONTRACTS: Final = ("ledger", "inference", "fine_tuning", "flow")
+Key = str | bytes
+
+
+class _Shared:
+    """What belongs to the network and not to a wallet: session, limiters, log reader, block watcher, pollers."""
+
+    def __init__(
+        self,
+        network: Network,
+        http: Http,
+        chain: Chain,
+        clock: Clock,
+        signers: Mapping[Address, Signer],
+        polling: PollPolicy | None,
+        state_dir: Path,
+    ) -> None:
+        self.network = network
+        self.http = http
+        self.chain = chain
+        self.clock = clock
+        self.signers = signers
+        self.state_dir = state_dir
+        self.services = ServiceDirectory(network, chain, clock)
+        self.hub = WatchHub(chain, http, self.services, clock, policy=polling)
+        self.brokers: dict[Address, Broker] = {}
+        self.state = "new"
+
+    async def open(self) -> None:
+        if self.state != "new":
+            raise ClosedError("a broker is opened once", hint="Call create_broker again")
+        self.state = "open"
+        try:
+            await self.http.open()
+            await self.chain.open()
+            await self._check()
+        except BaseException:
+            await self.aclose()
+            raise
+
+    async def _check(self) -> None:
+        """See that the contracts are there and registered (one clear error otherwise)."""
+        addresses = {name: getattr(self.network, name) for name in ("ledger", "inference", "fine_tuning")}
+        codes = await self.chain.code_sizes([Address(a) for a in addresses.values()])
+        missing = [
+            f"{name} {address}" for (name, address), size in zip(addresses.items(), codes, strict=True) if not size
+        ]
+        if missing:
+            raise WrongChainError(
+                f"no contract on chain {self.chain.chain_id} at: {', '.join(missing)}",
+                hint="Check the network, or pass the right addresses as contracts={...}",
+            )
+        await self.services.full_name("fine-tuning")
+
+    async def aclose(self) -> None:
+        if self.state == "closed":
+            return
+        self.state = "closed"
+        with anyio.CancelScope(shield=True):
+            await self.hub.aclose()
+            await self.chain.aclose()
+            await self.http.aclose()
+            for signer in self.signers.values():
+                if isinstance(signer, LocalSigner):
+                    signer.close()
+
+
+class Broker:
+    """One wallet's view of a network: `.ledger`, `.fine_tuning`, `.inference` with `.lora`.
+
+    Made by `create_broker`; an async context manager. `using(address)` gives the view of another of its wallets; all
+    views share the session, the limiters, the log reader, the block watcher and the pollers.
+    """
+
+    def __init__(self, shared: _Shared, signer: Signer | None) -> None:
+        """Bind the managers to a wallet; `create_broker` is the way to make one."""
+        self._shared = shared
+        self._signer = signer
+        self._context = Context(
+            chain=shared.chain,
+            http=shared.http,
+            services=shared.services,
+            clock=shared.clock,
+            signer=signer,
+            key=signer if isinstance(signer, DecryptionKey) else None,
+        )
+        self.ledger = LedgerManager(self._context)
+        self.fine_tuning = FineTuningManager(self._context, shared.hub)
+        self.inference = InferenceManager(self._context)
+
+    async def __aenter__(self) -> Self:
+        await self._shared.open()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Close everything this broker opened, for all its wallets. Idempotent."""
+        await self._shared.aclose()
+
+    @property
+    def network(self) -> Network:
+        """Where it works."""
+        return self._shared.network
+
+    @property
+    def chain(self) -> Chain:
+        """The chain's transport."""
+        return self._shared.chain
+
+    @property
+    def http(self) -> Http:
+        """The transport to providers."""
+        return self._shared.http
+
+    @property
+    def clock(self) -> Clock:
+        """Its source of time."""
+        return self._shared.clock
+
+    @property
+    def state_dir(self) -> Path:
+        """Where this user's outbox and journal lie."""
+        return self._shared.state_dir
+
+    @property
+    def address(self) -> Address:
+        """The wallet's address.
+
+        Raises:
+            ConfigError: It is read-only.
+        """
+        return self._context.wallet
+
+    @property
+    def read_only(self) -> bool:
+        """Whether it has no wallet."""
+        return self._signer is None
+
+    @property
+    def can_decrypt(self) -> bool:
+        """Whether the wallet's key can open the models it orders; a remote signer usually can't."""
+        return self._context.key is not None
+
+    @property
+    def wallets(self) -> tuple[Address, ...]:
+        """All its wallets, in the order given."""
+        return tuple(self._shared.signers)
+
+    def using(self, wallet: str) -> "Broker":
+        """Return the view of one of its wallets. It needs no closing.
+
+        Args:
+            wallet: The wallet's address.
+
+        Raises:
+            ConfigError: The broker has no such wallet.
+        """
+        address = parse_address(wallet, what="wallet")
+        if address not in self._shared.brokers:
+            signer = self._shared.signers.get(address)
+            if signer is None:
+                raise ConfigError(f"the broker has no wallet {address}", hint="Pass its key in private_keys=")
+            self._shared.brokers[address] = Broker(self._shared, signer)
+        return self._shared.brokers[address]
+
+    def __repr__(self) -> str:
+        return f"<Broker {self.network.name} {self._signer.address if self._signer else 'read-only'}>"
+
+
+def create_broker(
+    private_key: Key | None = None,
+    network: str | Network | None = None,
+    *,
+    private_keys: Sequence[Key] = (),
+    signer: Signer | None = None,
+    rpc_url: str | None = None,
+    contracts: Mapping[str, str] | None = None,
+    outbox: Outbox | None = None,
+    state_dir: str | os.PathLike[str] | None = None,
+    session: "aiohttp.ClientSession | None" = None,
+    http: HttpSettings | None = None,
+    allow_hosts: Sequence[str] = (),
+    fees: FeePolicy | None = None,
+    polling: PollPolicy | None = None,
+    clock: Clock | None = None,
+) -> Broker:
+    """Make a broker. Reads nothing and connects to nothing; `async with` opens it.
+
+    Args:
+        private_key: The wallet's key: 64 hex digits or 32 bytes. None with no other wallet: a read-only broker.
+        network: `"mainnet"`, `"testnet"`, `"testnet-dev"`, `"local"` or a `Network`. There is no default.
+        private_keys: Several wallets; the first is the default one.
+        signer: A wallet whose key lies elsewhere, for example `LocalSigner.from_keystore(...)`.
+        rpc_url: Instead of the network's endpoint.
+        contracts: Addresses instead of the network's: `ledger`, `inference`, `fine_tuning`, `flow`.
+        outbox: Where signed transactions are kept; None: a file in the state folder, shared by this user's programs.
+        state_dir: Instead of the user's state folder.
+        session: An aiohttp session to use; it is left open. None: an own one.
+        http: Time-outs, proxy, certificate authorities and provider limits.
+        allow_hosts: Provider hosts that may have private addresses and plain http, by name.
+        fees: Caps and rules for transaction fees.
+        polling: How often providers are asked.
+        clock: The source of time, for tests.
+
+    Returns:
+        The broker, bound to the first wallet.
+
+    Raises:
+        ConfigError: Wrong key, unknown network, bad address.
+    """
+    record = _network(network, rpc_url, contracts)
+    keys = [private_key, *private_keys] if private_key is not None else list(private_keys)
+    guard = network_guard(record, fees or FeePolicy())
+    signers: dict[Address, Signer] = {}
+    for own in [signer] if signer is not None else []:
+        signers[own.address] = own
+    for key in keys:
+        local = LocalSigner.from_key(key)
+        signers[local.address] = local
+    for one in signers.values():
+        if isinstance(one, LocalSigner):
+            one.arm(guard)
+    settings = http or HttpSettings()
+    settings = dataclasses.replace(settings, allow_hosts=(*settings.allow_hosts, *record.allow_hosts, *allow_hosts))
+    time = clock or SystemClock()
+    client = Http(session=session, settings=settings, clock=time)
+    folder = Path(state_dir) if state_dir is not None else default_state_dir()
+    if outbox is None and signers:
+        outbox = SqliteOutbox(folder / "outbox.sqlite")
+    rpc = Rpc(record.rpc_url or "", http=client, clock=time)
+    chain = Chain(record, rpc, outbox=outbox, signers=tuple(signers.values()), fees=fees or FeePolicy(), clock=time)
+    shared = _Shared(record, client, chain, time, signers, polling, folder)
+    first = next(iter(signers.values()), None)
+    broker = Broker(shared, first)
+    if first is not None:
+        shared.brokers[first.address] = broker
+    return broker
+
+
+def _network(network: str | Network | None, rpc_url: str | None, contracts: Mapping[str, str] | None) -> Network:
+    if network is None:
+        raise ConfigError(
+            "no network was named", hint='Pass network="mainnet", "testnet" or "local"; there is no default'
+        )
+    record = get_network(network)
+    unknown = set(contracts or ()) - set(CONTRACTS)
+    if unknown:
+        raise ConfigError(f"unknown contracts {sorted(unknown)}", hint=f"Known are {', '.join(CONTRACTS)}")
+    changes: dict[str, str] = {
+        name: parse_address(address, what=f"{name} contract") for name, address in (contracts or {}).items()
+    }
+    if rpc_url is not None:
+        changes["rpc_url"] = rpc_url
+    record = dataclasses.replace(record, **changes)
+    if not record.rpc_url:
+        raise ConfigError(f"network {record.name} has no RPC endpoint", hint="Pass rpc_url=")
+    return record

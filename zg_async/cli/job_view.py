@@ -1,0 +1,228 @@
+"""How a running job looks: a line per finished stage and a live one below, or one JSON object per event."""
+
+import datetime as dt
+import json
+import sys
+import time
+from collections.abc import Mapping
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Protocol, Self
+
+from rich.console import Console
+from rich.live import Live
+from rich.spinner import Spinner
+from rich.text import Text
+
+from zg_async.cli.render import duration_text, short, size_text, sparkline
+from zg_async.errors import ZgError
+from zg_async.jobs import events as ev
+from zg_async.text import printable
+from zg_async.units import format_amount
+from zg_async.wire.task_log import parse_log
+
+if TYPE_CHECKING:
+    from zg_async.broker import Broker
+    from zg_async.jobs.runner import JobResult
+
+
+class Screen(Protocol):
+    """Where a job's course is shown."""
+
+    def __enter__(self) -> Self: ...
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+    def devnet(self, info: Mapping[str, Any]) -> None:
+        """Show the network that was started."""
+        ...
+
+    def working(self, name: str, text: str) -> None:
+        """Show what is going on now."""
+        ...
+
+    async def event(self, event: ev.Event, broker: "Broker") -> None:
+        """Show one event."""
+        ...
+
+    def chat(self, question: str, answer: str, expected: str | None) -> None:
+        """Show a chat with the adapter."""
+        ...
+
+    def end(self, result: "JobResult", *, elapsed: float, good: bool) -> None:
+        """Show the sum."""
+        ...
+
+
+class JsonLines:
+    """One JSON object per line on standard output; the job's last event comes last."""
+
+    def __init__(self) -> None:
+        """Hold back nothing yet."""
+        self._last: ev.Event | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._last is not None:
+            self._print(ev.event_to_json(self._last))
+            self._last = None
+
+    def devnet(self, info: Mapping[str, Any]) -> None:
+        """Print the network without its keys."""
+        public = {k: v for k, v in info.items() if k not in ("accounts", "control_token", "control_url")}
+        self._print({"kind": "devnet_started", **public})
+
+    def working(self, name: str, text: str) -> None:
+        """Say nothing: machines wait for facts."""
+
+    async def event(self, event: ev.Event, broker: "Broker") -> None:  # noqa: ARG002  the protocol's
+        """Print an event; the closing one waits for the chat."""
+        if isinstance(event, ev.JobSucceeded | ev.JobFailed | ev.JobCancelled):
+            self._last = event
+        else:
+            self._print(ev.event_to_json(event))
+
+    def chat(self, question: str, answer: str, expected: str | None) -> None:
+        """Print question and answer."""
+        self._print({"kind": "chat_answered", "question": question, "answer": answer, "expected": expected})
+
+    def end(self, result: "JobResult", *, elapsed: float, good: bool) -> None:
+        """Say nothing more: the job's last event holds the sum."""
+
+    def _print(self, value: Mapping[str, Any]) -> None:
+        print(json.dumps(value, ensure_ascii=False), flush=True)
+
+
+class JobView:
+    """Lines for people, on standard error; with a live line on a terminal."""
+
+    def __init__(self) -> None:
+        """Look at the terminal; nothing is shown yet."""
+        self._console = Console(stderr=True, highlight=False, soft_wrap=True)
+        self._live = Live(console=self._console, transient=True, refresh_per_second=8)
+        self._since = time.monotonic()
+        self._provider = self._task = ""
+        self._deadline: dt.datetime | None = None
+
+    def __enter__(self) -> Self:
+        if self._console.is_terminal:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._live.stop()
+
+    def devnet(self, info: Mapping[str, Any]) -> None:
+        """Show the network's head line."""
+        count = len(info["providers"])
+        self._line(f"0G devnet   chain {info['chain_id']}   {count} provider{'s' if count != 1 else ''}")
+        self._since = time.monotonic()
+
+    def working(self, name: str, text: str) -> None:
+        """Show the live line."""
+        self._live.update(Spinner("dots", Text(f"{name:<12} {printable(text)}")))
+
+    def done(self, name: str, text: str) -> None:
+        """Put a finished stage into the list, with the time it took."""
+        took = time.monotonic() - self._since
+        self._since = time.monotonic()
+        line = Text.assemble((" ✓ ", "green"), f"{name:<12} {printable(text, limit=300):<62}")
+        line.append(f" {duration_text(took):>9}", "dim")
+        self._console.print(line)
+
+    async def event(self, event: ev.Event, broker: "Broker") -> None:
+        """Show one event."""
+        match event:
+            case ev.DatasetChecked():
+                plural = "s" if event.rows != 1 else ""
+                self.done("check", f"{event.rows:,} row{plural} · {size_text(event.size)} · {event.row_format}")
+                for warning in event.warnings:
+                    self._warn(warning)
+            case ev.ProviderChosen():
+                self._provider = event.provider
+                price = format_amount(event.price_per_token)
+                self.done("plan", f"{short(event.provider)} · {price} per token · signer {short(event.signer)}")
+                self.working("fund", "moving money to the provider's sub-account")
+            case ev.ProviderFunded():
+                transactions = len(event.transactions)
+                text = f"{format_amount(event.amount)} ready for {event.service_type} at {short(event.provider)}"
+                self.done("fund", f"{text} · {transactions} transaction{'s' if transactions != 1 else ''}")
+                self.working("provider", "checking the quote")
+            case ev.ProviderAcknowledged():
+                self.done("provider", "TEE signer acknowledged, quote checked")
+                self.working("upload", "sending the dataset")
+            case ev.DatasetUploaded():
+                size = size_text(event.size) if event.size is not None else "there already"
+                self.done("upload", f"{size}, keccak {short(event.root_hash)} equals the provider's")
+            case ev.TaskCreated():
+                self._task = event.task_id
+                self.working("train", f"task {event.task_id}")
+            case ev.TaskProgressed():
+                fee = f", fee {format_amount(event.fee)}" if event.fee else ""
+                self.working("train", f"{event.progress.value}{fee}")
+            case ev.TaskDelivered():
+                self._deadline = event.ack_deadline
+                self.done("train", await self._training(broker))
+                self.working("download", "fetching the encrypted model")
+            case ev.ModelDownloaded():
+                self.done("download", f"{size_text(event.size)}, {event.matched} equals the hash on chain")
+                self.working("acknowledge", "sending the acknowledgement")
+            case ev.DeliverableAcknowledged():
+                self.done("acknowledge", self._window())
+                self.working("decrypt", "waiting for the provider to settle and release the key")
+            case ev.ModelDecrypted():
+                self.done("decrypt", f"{event.path}: {', '.join(event.files)}")
+                self.working("deploy", "waiting for the adapter to be served")
+            case ev.AdapterDeployed():
+                self.done("deploy", f"{event.adapter_name} {event.state}")
+                self.working("chat", "asking the adapter")
+            case ev.StageRetrying():
+                self._warn(f"{event.stage}: {event.message}; trying again")
+            case ev.JobFailed():
+                self._console.print(Text.assemble((" ✗ ", "red"), f"{event.stage:<12} {printable(event.message)}"))
+            case ev.JobCancelled():
+                self._console.print(Text.assemble((" ✗ ", "red"), f"cancelled    {printable(event.reason)}"))
+            case _:
+                pass  # the others tell people nothing
+
+    async def _training(self, broker: "Broker") -> str:
+        try:
+            log = await broker.fine_tuning.get_log(self._provider, self._task)
+        except ZgError:
+            return "Trained; its log can't be read"
+        losses = [e.metric.loss for e in parse_log(log) if e.metric is not None and e.metric.loss is not None]
+        if not losses:
+            return "Trained; the log holds no loss"
+        return f"Trained, loss {losses[0]:.2f} {sparkline(losses)} {losses[-1]:.2f}"
+
+    def _window(self) -> str:
+        if self._deadline is None:
+            return "in time"
+        left = (self._deadline - dt.datetime.now(dt.UTC)).total_seconds()
+        return f"{duration_text(max(left, 0))} before the window closes"
+
+    def chat(self, question: str, answer: str, expected: str | None) -> None:
+        """Show question and answer."""
+        self._live.update(Text(""))
+        self._line(f"   {'chat':<12} > {printable(question)}")
+        self._line(f"   {'':<12} {printable(answer, limit=500)}")
+        if expected is not None and answer.strip() != expected:
+            self._warn(f"expected: {expected}")
+
+    def end(self, result: "JobResult", *, elapsed: float, good: bool) -> None:
+        """Show what it cost and how long it took."""
+        paid = f"paid {format_amount(result.fee)} fee, {format_amount(result.gas, decimals=6)} gas"
+        self._line(f"   {paid} · {duration_text(elapsed)}")
+        self._line(f"   adapter in {result.adapter_path}" if good else "   something above is not as it should be")
+        print(result.adapter_path, file=sys.stdout)
+
+    def _warn(self, text: str) -> None:
+        self._console.print(Text.assemble((" ! ", "yellow"), printable(text, limit=400)))
+
+    def _line(self, text: str) -> None:
+        self._console.print(Text(text))
