@@ -247,7 +247,7 @@ def split_session_token(text: str) -> tuple[str, str]:
         raise ValueError("invalid base64") from None
     raw, separator, signature = joined.partition("|")
     if not separator:
-        raise ValueError("invalid token format")
+        raise ValueError("invalid payload")
     return raw, signature
 
 
