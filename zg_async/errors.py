@@ -36,7 +36,7 @@ ZgError                                  .code .retryable .hint .retry_after
   KeyNotReleasedError                    the deliverable is not settled yet, or was settled without its key
     LostKeyError                         settled with penalty: no key will come
   JobError
-    JobFailedError                       .stage .job_id
+    JobFailedError                       .stage .job_id .error_code
     JobCancelledError
     TaskFailedError                      .task_id .log
     JournalError                         the journal is damaged, foreign or driven by another process
@@ -512,11 +512,14 @@ class JobFailedError(JobError):
 
     code = "job_failed"
 
-    def __init__(self, message: str, *, job_id: str, stage: str, hint: str | None = None) -> None:
-        """Make an error about the stage that failed."""
+    def __init__(
+        self, message: str, *, job_id: str, stage: str, error_code: str = "", hint: str | None = None
+    ) -> None:
+        """Make an error about the stage that failed; `error_code` is the `code` of what it failed with."""
         super().__init__(message, hint=hint)
         self.job_id = job_id
         self.stage = stage
+        self.error_code = error_code
 
 
 class JobCancelledError(JobError):

@@ -1,0 +1,1 @@
+"""Jobs: one end-to-end fine-tuning run each, driven from a journal so that it survives any crash."""

@@ -1,0 +1,207 @@
+"""Drives one job: runs the first stage whose fact is missing, appends each event it yields, retries what may pass."""
+
+import dataclasses
+import datetime as dt
+import logging
+from contextlib import AsyncExitStack, aclosing
+from typing import TYPE_CHECKING, Final
+
+import anyio
+
+from zg_async.clock import Clock
+from zg_async.errors import (
+    ClosedError,
+    ContractRevertedError,
+    JournalError,
+    TransactionReplacedError,
+    UnfinishedTaskError,
+    ZgError,
+)
+from zg_async.jobs.events import CancelRequested, Event, JobFailed, JobQueued, JobSucceeded, StageRetrying
+from zg_async.jobs.scheduler import Scheduler
+from zg_async.jobs.stages import Stage, Work, clean_up, next_stage
+from zg_async.jobs.state import JobState, apply, fold
+from zg_async.jobs.store import Store
+
+if TYPE_CHECKING:
+    from zg_async.broker import Broker
+
+_log = logging.getLogger("zg_async.jobs")
+
+MAX_ATTEMPTS: Final = 12
+"""Of one stage in a row, without anything good between; the waits add up to about half an hour."""
+FIRST_WAIT: Final = 2.0
+LONGEST_WAIT: Final = 300.0
+LONGEST_TOLD_WAIT: Final = 600.0
+"""Most that a `Retry-After` is honoured."""
+MAX_REVERTED: Final = 2
+"""How often a stage's transaction is sent anew after one was mined as a failure."""
+_UNTIL_DEADLINE: Final = frozenset({"download_model", "acknowledge_deliverable"})
+"""Stages that are tried as long as the acknowledgement window is open: missing it costs the key."""
+
+
+class Driver:
+    """Drives one job to its end."""
+
+    def __init__(self, broker: "Broker", store: Store, scheduler: Scheduler, state: JobState) -> None:
+        """Check that this broker can drive the job.
+
+        Raises:
+            JournalError: It can't.
+        """
+        if state.spec is None or state.wallet is None:
+            raise JournalError(f"the journal lacks the beginning of job {state.job_id}")
+        if state.unknown:
+            raise JournalError(f"job {state.job_id} has events of a newer version", hint="Upgrade zg-async")
+        if state.wallet not in broker.wallets:
+            raise JournalError(f"job {state.job_id} belongs to {state.wallet}, which this broker has no key for")
+        self.job_id = state.job_id
+        self.store = store
+        self.clock = broker.clock
+        self.work = Work(broker=broker.using(state.wallet), state=state, scheduler=scheduler)
+        self.failure: BaseException | None = None
+        """With what the last stage failed."""
+        self._scope: anyio.CancelScope | None = None
+        self._turn: AsyncExitStack | None = None
+        self.ended = anyio.Event()
+        """Set by the owner once `run` is over."""
+
+    @property
+    def state(self) -> JobState:
+        """The job as of the last event that was made durable."""
+        return self.work.state
+
+    async def commit(self, event: Event) -> Event:
+        """Make an event durable, then believe it."""
+        (recorded,) = await self.store.append(self.job_id, dataclasses.replace(event, at=now(self.clock)))
+        self.work.state = apply(self.work.state, recorded)
+        return recorded
+
+    async def cancel(self) -> int:
+        """Record that the user wants it stopped, get the driver's attention, and return the event's number."""
+        recorded = await self.commit(CancelRequested())
+        if self._scope is not None:
+            self._scope.cancel()
+        return recorded.seq
+
+    async def run(self) -> None:
+        """Drive until the job has ended.
+
+        Raises:
+            JournalError: Something couldn't be recorded, so nothing more was done.
+        """
+        self.work.state = fold(await self.store.read(self.job_id))
+        try:
+            while not self.state.status.is_terminal:
+                stage = next_stage(self.state)
+                if stage is None:
+                    await self._succeed()
+                else:
+                    await self._step(stage)
+        finally:
+            await self._leave_turn()
+
+    async def _step(self, stage: Stage) -> None:
+        """Run one stage once; what goes wrong becomes an event."""
+        seq = self.state.seq
+        try:
+            with anyio.CancelScope() as scope:
+                self._scope = scope if stage.can_interrupt else None
+                if stage.needs_turn:
+                    await self._take_turn()
+                else:
+                    await self._leave_turn()
+                async with aclosing(stage.run(self.work)) as events:
+                    async for event in events:
+                        await self.commit(event)
+        except (JournalError, ClosedError):
+            raise
+        except ZgError as error:
+            self._scope = None
+            await self._failed(stage, error)
+        except Exception as error:  # noqa: BLE001  the one edge: whatever a stage throws ends this job only
+            _log.exception("job %s: stage %s failed unexpectedly", self.job_id, stage.name)
+            await self._fail(stage, error, code="internal", message=f"{type(error).__name__}: {error}", hint=None)
+        else:
+            if self.state.seq == seq:
+                await self._stuck(stage)
+
+    async def _stuck(self, stage: Stage) -> None:
+        if not self.state.cancel_requested or stage.name == "cancel":
+            await self._fail(stage, None, code="internal", message="the stage ended without its fact", hint=None)
+
+    async def _failed(self, stage: Stage, error: ZgError) -> None:
+        """Try again later if that can help, else end the job."""
+        retry = _retry(self.state, stage, error, now(self.clock))
+        if retry is None:
+            await self._fail(stage, error, code=error.code, message=error.message, hint=error.hint)
+            return
+        await self.commit(retry)
+        with anyio.CancelScope() as self._scope:
+            if not self.state.cancel_requested or stage.name == "cancel":
+                await self.clock.sleep(max((retry.retry_at - now(self.clock)).total_seconds(), 0.0))
+        self._scope = None
+
+    async def _fail(self, stage: Stage, error: Exception | None, *, code: str, message: str, hint: str | None) -> None:
+        if error is not None:
+            self.failure = error
+        await self.commit(JobFailed(stage=stage.name, code=code, message=message, hint=hint))
+
+    async def _succeed(self) -> None:
+        await self._leave_turn()
+        await clean_up(self.work)
+        result = self.state.result
+        if result is None:
+            raise JournalError(f"job {self.job_id} is done, but its journal lacks the result")
+        await self.commit(
+            JobSucceeded(
+                adapter_path=result.adapter_path,
+                adapter_name=result.adapter_name,
+                fee=result.fee,
+                gas=result.gas,
+                transactions=result.transactions,
+            )
+        )
+
+    # ---- turns
+
+    async def _take_turn(self) -> None:
+        if self._turn is not None:
+            return
+        wallet, provider = self.work.wallet, self.work.provider
+        ahead = self.work.scheduler.jobs_at(wallet, provider)
+        if ahead:
+            await self.commit(JobQueued(provider=provider, behind=ahead[-1]))
+        async with AsyncExitStack() as stack:
+            await stack.enter_async_context(self.work.scheduler.turn(wallet, provider, self.job_id))
+            self._turn = stack.pop_all()
+
+    async def _leave_turn(self) -> None:
+        if self._turn is not None:
+            turn, self._turn = self._turn, None
+            await turn.aclose()
+
+
+def _retry(state: JobState, stage: Stage, error: ZgError, now: dt.datetime) -> StageRetrying | None:
+    """Decide whether a stage is tried again, and when."""
+    fresh = isinstance(error, ContractRevertedError) and error.tx_hash is not None
+    if fresh and state.generations.get(stage.name, 0) >= MAX_REVERTED:
+        return None
+    if not (fresh or error.retryable or isinstance(error, UnfinishedTaskError | TransactionReplacedError)):
+        return None
+    attempt = 1 + (state.retry.attempt if state.retry is not None and state.retry.stage == stage.name else 0)
+    deadline = state.delivered.ack_deadline if state.delivered is not None else None
+    may_go_on = stage.name in _UNTIL_DEADLINE and deadline is not None and now < deadline
+    if attempt >= MAX_ATTEMPTS and not may_go_on:
+        return None
+    told = error.retry_after if error.retry_after is not None and 0 <= error.retry_after < float("inf") else 0.0
+    own = min(FIRST_WAIT * 2.0 ** min(attempt - 1, 10), LONGEST_WAIT)
+    wait = dt.timedelta(seconds=max(own, min(told, LONGEST_TOLD_WAIT)))
+    return StageRetrying(
+        stage=stage.name, attempt=attempt, code=error.code, message=error.message, retry_at=now + wait, fresh=fresh
+    )
+
+
+def now(clock: Clock) -> dt.datetime:
+    """Return the time as events carry it."""
+    return dt.datetime.fromtimestamp(clock.now(), dt.UTC)

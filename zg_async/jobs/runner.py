@@ -1,0 +1,447 @@
+"""Takes jobs, puts them on record, has each driven by a `Driver` of its own, and lets users follow them.
+
+Stopping is crashing: leaving the runner cancels the drivers wherever they are, and the next runner on the same journal
+goes on. Nothing depends on clean-up.
+"""
+
+import dataclasses
+import hashlib
+import logging
+import os
+import uuid
+from collections import deque
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Final
+
+import anyio
+import anyio.to_thread
+
+from zg_async.background import Background
+from zg_async.errors import (
+    ClosedError,
+    ConfigError,
+    DatasetError,
+    JobCancelledError,
+    JobFailedError,
+    JournalError,
+    ZgError,
+)
+from zg_async.jobs.driver import Driver, now
+from zg_async.jobs.events import DatasetChecked, Event, JobResumed, JobSubmitted
+from zg_async.jobs.scheduler import Scheduler
+from zg_async.jobs.spec import JobSpec, normalise
+from zg_async.jobs.sqlite import SqliteStore
+from zg_async.jobs.state import JobResult, JobState, JobStatus, apply, fold
+from zg_async.jobs.store import Owner, Store
+from zg_async.managers.fine_tuning import read_training_params
+from zg_async.wire.hashing import hex0x, parse_address
+from zg_async.wire.records import Address, JobId, RootHash
+
+if TYPE_CHECKING:
+    from zg_async.broker import Broker
+
+_log = logging.getLogger("zg_async.jobs")
+
+
+class JobRunner:
+    """Runs jobs on one broker from one journal. An async context manager; leaving it detaches, jobs resume later."""
+
+    def __init__(self, broker: "Broker", store: Store | None = None) -> None:
+        """Make a runner; it starts when it is entered.
+
+        Args:
+            broker: An entered broker with the wallets of the jobs.
+            store: The journal; None: a `SqliteStore`, one file per chain and wallet in the broker's state folder.
+        """
+        self._broker = broker
+        self._store: Store = store if store is not None else SqliteStore(folder=broker.state_dir / "jobs")
+        self._clock = broker.clock
+        self._scheduler = Scheduler()
+        self._background = Background()
+        self._drivers: dict[JobId, Driver] = {}
+        self._stopped: dict[JobId, ZgError] = {}
+        self._failures: dict[JobId, BaseException] = {}
+        self._is_open = False
+
+    async def __aenter__(self) -> "JobRunner":
+        """Open the journal and go on with every unfinished job in it."""
+        chain, first = self._broker.chain, self._broker.address
+        wallets = tuple(dict.fromkeys((first, *self._broker.wallets)))
+        try:
+            await self._store.open(Owner(chain_id=chain.chain_id, genesis=chain.genesis_hash, wallets=wallets))
+            self._is_open = True
+            await self._start_all()
+        except BaseException:
+            await self.aclose()
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Detach: stop driving and close the journal. Idempotent; no job is cancelled by it."""
+        self._is_open = False
+        await self._background.aclose()
+        await self._store.aclose()
+
+    # ---- what users call
+
+    async def submit(self, spec: JobSpec) -> "JobHandle":
+        """Check a job, put it on record, and start it.
+
+        Args:
+            spec: What to do. With a `key`, submitting it again gives the same job, whatever became of it.
+
+        Returns:
+            Its handle, at once.
+
+        Raises:
+            ConfigError: The specification, dataset or parameters can't be used, or the key belongs to another
+                specification. Nothing was recorded or sent.
+            JournalError: The journal is damaged, or another process drives it.
+        """
+        self._require_writer()
+        spec, wallet = await self._normalise(spec)
+        job_id = self._job_id(spec, wallet)
+        if events := await self._store.read(job_id):
+            return self._same(fold(events), spec)
+        checked = await self._check(spec)
+        submitted = JobSubmitted(spec=spec, wallet=wallet, suspect=self._store.was_reconciled and spec.key is not None)
+        at = now(self._clock)
+        stamped = [dataclasses.replace(e, at=at) for e in (submitted, checked) if e is not None]
+        created = await self._store.create(job_id, *stamped)
+        if created is None:  # somebody else submitted it meanwhile
+            return self._same(fold(await self._store.read(job_id)), spec)
+        self._start(fold(created))
+        return JobHandle(self, job_id)
+
+    async def run_job(self, spec: JobSpec) -> JobResult:
+        """Submit a job and wait for its result.
+
+        Args:
+            spec: What to do.
+
+        Returns:
+            The adapter and what it cost.
+
+        Raises:
+            JobFailedError: A stage failed; `resume` tries it again.
+            JobCancelledError: It was cancelled.
+        """
+        return await (await self.submit(spec)).result()
+
+    async def attach(self, job_id: str) -> "JobHandle":
+        """Get the handle of a job, whichever process runs or ran it.
+
+        Raises:
+            JournalError: The journal doesn't know it, or is damaged.
+        """
+        self._require_sound()
+        if not await self._store.read(JobId(job_id)):
+            raise JournalError(f"the journal has no job {job_id[:80]!r}", hint="list_jobs() shows all it has")
+        return JobHandle(self, JobId(job_id))
+
+    async def resume(self, job_id: str, *, accept_changes: bool = False) -> "JobHandle":
+        """Go on with a failed job where it failed. One that isn't failed is only attached to.
+
+        Args:
+            job_id: Which job.
+            accept_changes: Accept the provider's present URL, price and signer, if it failed because they changed.
+
+        Raises:
+            JournalError: The journal doesn't know it, is damaged, or another process drives it.
+        """
+        handle = await self.attach(job_id)
+        self._require_writer()
+        if (driver := self._drivers.get(handle.id)) is not None and driver.state.status.is_terminal:
+            await driver.ended.wait()
+        state = await handle.state()
+        if state.status is JobStatus.FAILED:
+            event = JobResumed(accept_changes=accept_changes, at=now(self._clock))
+            state = fold(await self._store.append(handle.id, event), state)
+        self._start(state)
+        return handle
+
+    async def list_jobs(self) -> tuple[JobState, ...]:
+        """Return the state of every job in the journal, oldest first."""
+        return tuple([fold(await self._store.read(job_id)) for job_id in await self._store.list_jobs()])
+
+    async def reconcile(self) -> None:
+        """After damage to the journal: keep its sound part, and go on carefully.
+
+        The damaged file is set aside. Transactions are safe in any case: a job's keys follow from its id, and the
+        outbox gives back what was sent under them. Unfinished jobs look among the provider's tasks for one of their own
+        (same model, dataset and parameters, created since they were submitted) before they create one. Jobs of which
+        nothing is left have to be submitted again; with the same `key` they get the same id and the same transactions.
+
+        Raises:
+            JournalError: Another process holds the journal.
+        """
+        self._require_open()
+        await self._store.reconcile()
+        await self._start_all()
+
+    # ---- submitting
+
+    async def _normalise(self, spec: JobSpec) -> tuple[JobSpec, Address]:
+        spec = await anyio.to_thread.run_sync(normalise, spec)
+        await read_training_params(str(spec.training_params))
+        wallet = parse_address(spec.wallet, what="wallet") if spec.wallet else self._broker.address
+        if wallet not in self._broker.wallets:
+            raise ConfigError(f"the broker has no key for {wallet}", hint="Pass it to create_broker as private_keys=")
+        if not self._broker.using(wallet).can_decrypt:
+            raise ConfigError(f"the signer of {wallet} can't decrypt, so the model couldn't be opened", hint=_LOCAL_KEY)
+        provider = parse_address(spec.provider) if spec.provider else None
+        inference = parse_address(spec.inference_provider) if spec.inference_provider else None
+        return dataclasses.replace(spec, wallet=wallet, provider=provider, inference_provider=inference), wallet
+
+    def _job_id(self, spec: JobSpec, wallet: Address) -> JobId:
+        """With a key the id follows from it, so that a job that was lost gets the same outbox keys again."""
+        if spec.key is None:
+            return JobId(f"job-{uuid.uuid4().hex[:20]}")
+        chain = self._broker.chain
+        text = "\n".join((str(chain.chain_id), chain.genesis_hash, wallet, spec.key))
+        return JobId(f"job-{hashlib.sha256(text.encode()).hexdigest()[:20]}")
+
+    def _same(self, state: JobState, spec: JobSpec) -> "JobHandle":
+        if state.spec != spec:
+            raise ConfigError(
+                f"the key {spec.key!r} belongs to job {state.job_id}, which has another specification",
+                hint="Use another key, or the same specification",
+            )
+        self._start(state)
+        return JobHandle(self, state.job_id)
+
+    async def _check(self, spec: JobSpec) -> DatasetChecked | None:
+        """Look at everything that can be wrong before money moves."""
+        for state in await self.list_jobs():
+            if not state.status.is_terminal and state.spec and state.spec.output_dir == spec.output_dir:
+                raise ConfigError(
+                    f"job {state.job_id} writes to {spec.output_dir}", hint="Give each job a folder of its own"
+                )
+        await anyio.to_thread.run_sync(_check_output, spec)
+        if spec.dataset_root is not None:
+            return None
+        report = await self._broker.fine_tuning.check_dataset(spec.dataset)
+        if not report.is_ok:
+            first = report.errors[0]
+            what = f"row {first.row}: {first.message}"
+            raise DatasetError(
+                f"the dataset {spec.dataset} has {len(report.errors)} faults, the first in {what}",
+                rows=[issue.row for issue in report.errors],
+                hint="check_dataset() lists them all",
+            )
+        return DatasetChecked(
+            keccak256=RootHash(hex0x(report.keccak256)),
+            size=report.size,
+            rows=report.rows,
+            row_format=report.format.value,
+            warnings=tuple(issue.message for issue in report.warnings[:_MAX_WARNINGS]),
+        )
+
+    # ---- driving
+
+    async def _start_all(self) -> None:
+        if not self._store.is_writer or self._store.damage is not None:
+            if self._store.damage is not None:
+                _log.error("the journal is damaged: %s; no job runs until it is reconciled", self._store.damage)
+            return
+        states = [state for state in await self.list_jobs() if not state.status.is_terminal]
+        for state in sorted(states, key=lambda s: not s.has_open_task):  # who has a task, has the turn
+            self._start(state)
+
+    def _start(self, state: JobState) -> None:
+        if state.status.is_terminal or state.job_id in self._drivers:
+            return
+        self._stopped.pop(state.job_id, None)
+        try:
+            driver = Driver(self._broker, self._store, self._scheduler, state)
+        except JournalError as error:
+            self._stopped[state.job_id] = error
+            return
+        self._drivers[state.job_id] = driver
+        self._background.start(self._drive(driver), name=f"zg job {state.job_id}")
+
+    async def _drive(self, driver: Driver) -> None:
+        try:
+            await driver.run()
+        except (
+            JournalError,
+            ClosedError,
+        ) as error:  # what can't be recorded isn't done: the job waits for a better day
+            _log.error("job %s stopped: %s", driver.job_id, error)
+            self._stopped[driver.job_id] = error
+        finally:
+            if driver.failure is not None:
+                self._failures[driver.job_id] = driver.failure
+            self._drivers.pop(driver.job_id, None)
+            driver.ended.set()
+            self._store.notify()
+
+    # ---- checks
+
+    def _require_open(self) -> None:
+        if not self._is_open:
+            raise ClosedError("the runner is not open", hint="Use it as `async with JobRunner(broker) as runner`")
+
+    def _require_sound(self) -> None:
+        self._require_open()
+        if self._store.damage is not None:
+            raise JournalError(
+                f"the journal is damaged: {self._store.damage}",
+                hint="Nothing is signed until reconcile() has compared it with chain and providers",
+            )
+
+    def _require_writer(self) -> None:
+        self._require_sound()
+        if not self._store.is_writer:
+            raise JournalError(
+                "another process drives this journal", hint="Attach to its jobs here, or end the other process first"
+            )
+
+
+_MAX_WARNINGS: Final = 20
+_LOCAL_KEY: Final = "Use a local key or keystore for the wallet that orders the model"
+
+
+def _check_output(spec: JobSpec) -> None:
+    folder = Path(spec.output_dir)
+    if spec.adapter_dir.exists():
+        raise ConfigError(f"{spec.adapter_dir} exists already", hint="Give another output_dir, or move it away")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"can't make the output folder {folder}: {error}") from error
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise ConfigError(f"the output folder {folder} can't be written to")
+
+
+class JobHandle:
+    """One job, as its user sees it."""
+
+    def __init__(self, runner: JobRunner, job_id: JobId) -> None:
+        """Wrap a job of a runner's journal."""
+        self._runner = runner
+        self.id = job_id
+
+    def __repr__(self) -> str:
+        return f"<JobHandle {self.id}>"
+
+    def events(self, after: int = 0) -> "JobEvents":
+        """Read the job's events, those to come included, until it has ended.
+
+        Args:
+            after: Begin behind the event with this `seq`; 0: at the beginning.
+
+        Returns:
+            An iterator for `async for`; also a context manager whose value is itself.
+        """
+        return JobEvents(self._runner, self.id, after)
+
+    async def state(self) -> JobState:
+        """Return all that is known of the job now."""
+        self._runner._require_open()
+        return fold(await self._runner._store.read(self.id))
+
+    async def status(self) -> JobStatus:
+        """Return where the job stands."""
+        return (await self.state()).status
+
+    async def result(self) -> JobResult:
+        """Wait until the job has ended and return its result; the same one in any process.
+
+        Raises:
+            JobFailedError: A stage failed; its cause is the stage's error if this process ran it.
+            JobCancelledError: It was cancelled.
+            JournalError: It can't be driven here.
+        """
+        async with self.events() as events:
+            async for _ in events:
+                pass
+            state = events.state
+        if state.status is JobStatus.SUCCEEDED and state.result is not None:
+            return state.result
+        if state.failure is not None:
+            failure = state.failure
+            raise JobFailedError(
+                f"job {self.id} failed in {failure.stage}: {failure.message}",
+                job_id=self.id,
+                stage=failure.stage,
+                error_code=failure.code,
+                hint=failure.hint,
+            ) from self._runner._failures.get(self.id)
+        raise JobCancelledError(f"job {self.id} was cancelled")
+
+    async def cancel(self) -> bool:
+        """Stop the job: at once before its task exists, else if the provider agrees: until training starts.
+
+        Returns:
+            True if it is cancelled, False if it goes on or had ended before.
+
+        Raises:
+            JournalError: Another process drives it.
+        """
+        self._runner._require_writer()
+        state = await self.state()
+        driver = self._runner._drivers.get(self.id)
+        if state.status.is_terminal:
+            return state.status is JobStatus.CANCELLED
+        if driver is None:
+            raise self._runner._stopped.get(self.id) or JournalError(f"job {self.id} is not driven here")
+        async with self.events(after=await driver.cancel()) as events:
+            async for _ in events:
+                if not events.state.cancel_requested:
+                    break
+            return events.state.status is JobStatus.CANCELLED
+
+
+class JobEvents:
+    """A cursor over a job's journal. Leaving it at any point leaves nothing behind."""
+
+    def __init__(self, runner: JobRunner, job_id: JobId, after: int) -> None:
+        """Begin behind the event numbered `after`."""
+        self._runner = runner
+        self._job_id = job_id
+        self._after = after
+        self._waiting: deque[Event] = deque()
+        self._read = 0
+        self._head = JobState()
+        self.state = JobState()
+        """The job as of the last event that was handed out."""
+
+    async def __aenter__(self) -> "JobEvents":
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        return None
+
+    def __aiter__(self) -> "JobEvents":
+        return self
+
+    async def __anext__(self) -> Event:
+        """Return the next event; wait for it if the job is under way."""
+        store = self._runner._store
+        while True:
+            while self._waiting:
+                event = self._waiting.popleft()
+                self.state = apply(self.state, event)
+                if event.seq > self._after:
+                    return event
+            if self._head.status.is_terminal:
+                raise StopAsyncIteration
+            self._runner._require_open()
+            version = store.version
+            if new := await store.read(self._job_id, self._read):
+                self._read = new[-1].seq
+                self._head = fold(new, self._head)
+                self._waiting.extend(new)
+            elif (stopped := self._runner._stopped.get(self._job_id)) is not None:
+                raise stopped
+            else:
+                await store.wait_change(version)

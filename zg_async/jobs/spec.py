@@ -1,0 +1,136 @@
+"""What a user asks for: the specification of one job."""
+
+import dataclasses
+import json
+import os
+import re
+from collections.abc import Mapping
+from decimal import Decimal
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from zg_async.errors import ConfigError
+from zg_async.units import Amount, parse_amount
+
+_ROOT: Final = re.compile(r"0x[0-9a-fA-F]{64}")
+_AMOUNTS: Final = ("budget", "max_spend", "inference_budget")
+_MAX_KEY: Final = 200
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class JobSpec:
+    """One fine-tuning run, from dataset to adapter."""
+
+    model: str
+    """Name of the base model, e.g. `"Qwen2.5-0.5B-Instruct"`."""
+    dataset: str | os.PathLike[str]
+    """Path of a JSON Lines file, or the `0x` root hash of a dataset that the provider already has."""
+    training_params: str | os.PathLike[str] | Mapping[str, object]
+    """Path of a JSON file, JSON text, or a mapping."""
+    output_dir: str | os.PathLike[str]
+    """The adapter ends up in its subfolder `adapter`."""
+    deploy: bool = False
+    """Whether to deploy the adapter for chatting once it is there."""
+    provider: str | None = None
+    """Fine-tuning provider; None: the best free one."""
+    wallet: str | None = None
+    """One of the broker's wallets; None: its first."""
+    inference_provider: str | None = None
+    """Where to deploy; None: at the fine-tuning provider, the only one that learns of the adapter by itself."""
+    budget: Amount | None = None
+    """What to have ready in the fine-tuning sub-account; None: the upper end of the estimate."""
+    max_spend: Amount | None = None
+    """Most that the task's fee may be; a task that turns out dearer is cancelled. None: the sub-account's balance."""
+    inference_budget: Amount | None = None
+    """What to have ready in the inference sub-account when deploying; None: 2 0G, which the provider asks for."""
+    when_busy: Literal["queue", "fail", "wait_for_free"] = "queue"
+    """What to do when other users' tasks are ahead at the provider."""
+    name: str | None = None
+    """For people."""
+    labels: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """For programs."""
+    key: str | None = None
+    """Idempotency key: submitting the same specification with the same key again gives the same job."""
+
+    @property
+    def dataset_root(self) -> str | None:
+        """The dataset's root hash in lower case, if the dataset was given as one."""
+        text = os.fspath(self.dataset)
+        return text.lower() if _ROOT.fullmatch(text) else None
+
+    @property
+    def adapter_dir(self) -> Path:
+        """Where the adapter ends up."""
+        return Path(self.output_dir) / "adapter"
+
+
+def normalise(spec: JobSpec) -> JobSpec:
+    """Bring a specification into the form that is journaled: absolute paths, exact amounts, parameters as text.
+
+    Args:
+        spec: As the user wrote it.
+
+    Returns:
+        The same job; independent of the current folder and of later changes to the parameter file.
+
+    Raises:
+        ConfigError: Something in it can't be used. Reads the parameter file, so call it in a thread.
+    """
+    if not spec.model or not isinstance(spec.model, str):
+        raise ConfigError("the job names no model", hint='For example model="Qwen2.5-0.5B-Instruct"')
+    if spec.key is not None and not 0 < len(spec.key) <= _MAX_KEY:
+        raise ConfigError(f"a job's key has 1 to {_MAX_KEY} characters")
+    dataset = spec.dataset_root or str(Path(spec.dataset).expanduser().absolute())
+    return dataclasses.replace(
+        spec,
+        dataset=dataset,
+        training_params=_params_text(spec.training_params),
+        output_dir=str(Path(spec.output_dir).expanduser().absolute()),
+        budget=_amount("budget", spec.budget),
+        max_spend=_amount("max_spend", spec.max_spend),
+        inference_budget=_amount("inference_budget", spec.inference_budget),
+        labels=dict(spec.labels),
+    )
+
+
+def _amount(name: str, amount: Amount | None) -> int | None:
+    try:
+        return None if amount is None else parse_amount(amount)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{name}: {error}") from error
+
+
+def _params_text(params: str | os.PathLike[str] | Mapping[str, object]) -> str:
+    if isinstance(params, Mapping):
+        return "{" + ",".join(f"{json.dumps(str(k))}:{_number_text(v)}" for k, v in params.items()) + "}"
+    if isinstance(params, str) and params.lstrip().startswith("{"):
+        return params
+    path = Path(params).expanduser()
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"can't read the training parameters {path}: {error}") from error
+
+
+def _number_text(value: object) -> str:
+    return format(Decimal(repr(value)), "f") if isinstance(value, float) else json.dumps(value)
+
+
+def spec_to_json(spec: JobSpec) -> dict[str, Any]:
+    """Turn a normalised specification into JSON; amounts become decimal strings."""
+    value: dict[str, Any] = {f.name: getattr(spec, f.name) for f in dataclasses.fields(spec)}
+    return value | {name: None if value[name] is None else str(value[name]) for name in _AMOUNTS}
+
+
+def spec_from_json(value: Mapping[str, Any]) -> JobSpec:
+    """Read `spec_to_json`'s output; unknown fields are left out.
+
+    Raises:
+        ValueError: It is not a specification.
+    """
+    known = {f.name: value[f.name] for f in dataclasses.fields(JobSpec) if f.name in value}
+    amounts = {name: int(known[name]) for name in _AMOUNTS if known.get(name) is not None}
+    try:
+        return JobSpec(**(known | amounts))
+    except TypeError as error:
+        raise ValueError(str(error)) from error

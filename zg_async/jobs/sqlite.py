@@ -1,0 +1,474 @@
+"""The journal in one SQLite file, with a hash chain whose height and head are also kept outside the file.
+
+Theory. SQLite's write-ahead log drops committed rows after damage without a word, and `integrity_check` stays "ok".
+So each row's hash covers the row and the hash before it, and after each commit (height, hash) goes, with fsync, into
+`<file>.head`. At start the chain is walked: rows up to the head must be there and must be the same. More rows than the
+head knows are sound: the process died between commit and head. Fewer or others mean damage, or an older copy put back;
+then nothing is written until `reconcile`, which keeps the sound beginning and sets the damaged file aside.
+
+One process writes: it holds an exclusive transaction in `<file>.lock`, which the system drops when the process dies,
+and it raises the epoch, which every commit compares. Others read.
+Appends that wait at the same time share one commit.
+"""
+
+import dataclasses
+import datetime as dt
+import hashlib
+import json
+import os
+import shutil
+import sqlite3
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import closing, suppress
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import anyio
+import anyio.to_thread
+
+from zg_async.clock import Clock, SystemClock
+from zg_async.errors import ConfigError, JournalError
+from zg_async.jobs.events import Event, JobReconciled, event_body, event_from_json
+from zg_async.jobs.state import fold
+from zg_async.jobs.store import News, Owner, check_owner, check_writable, process_name
+from zg_async.paths import make_private_dir, state_dir
+from zg_async.wire.records import JobId
+
+_T = TypeVar("_T")
+_VERSION: Final = 1
+_GENESIS_HASH: Final = bytes(32)
+_POLL_SECONDS: Final = 0.25
+"""How often a reader looks for what another process wrote."""
+
+_SCHEMA: Final = """
+create table if not exists meta (name text primary key, value text not null) without rowid;
+create table if not exists event (
+  height integer primary key, job text not null, seq integer not null, at text not null, kind text not null,
+  body text not null, epoch integer not null, owner text not null, hash blob not null, unique (job, seq));
+"""
+_COLUMNS: Final = "height, job, seq, at, kind, body, epoch, owner"
+
+
+@dataclasses.dataclass(slots=True)
+class _Entry:
+    """Events on their way into the journal."""
+
+    job_id: JobId
+    events: tuple[Event, ...]
+    new_job: bool
+    done: tuple[Event, ...] | None = None
+    exists: bool = False
+    error: str | None = None
+
+
+class SqliteStore:
+    """A journal in a file of its own, readable only by this user."""
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str] | None = None,
+        *,
+        folder: str | os.PathLike[str] | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        """Name the file; it is made when the store is opened.
+
+        Args:
+            path: The database; `.head` and `.lock` lie beside it. None: one file per chain and wallet in `folder`.
+            folder: None: `jobs` in the user's state folder.
+            clock: For readers' polling; None: the machine's.
+        """
+        self.path = None if path is None else Path(path).expanduser().absolute()
+        self._folder = state_dir() / "jobs" if folder is None else Path(folder)
+        self.damage: str | None = None
+        self._clock = clock or SystemClock()
+        self._mutex = threading.Lock()
+        self._commit = anyio.Lock()
+        self._waiting: list[_Entry] = []
+        self._news = News()
+        self._db: sqlite3.Connection | None = None
+        self._lock: sqlite3.Connection | None = None
+        self._owner: Owner | None = None
+        self._height, self._hash, self._epoch = 0, _GENESIS_HASH, 0
+        self._last: dict[JobId, int] = {}
+        self._broken: str | None = None
+        self._reconciled = False
+
+    @property
+    def is_writer(self) -> bool:
+        """Whether this process may append."""
+        return self._lock is not None
+
+    @property
+    def was_reconciled(self) -> bool:
+        """Whether the journal ever lost rows."""
+        return self._reconciled
+
+    # ---- open and close
+
+    async def open(self, owner: Owner) -> None:
+        """Open, check and, if no other process has it, take the journal for writing."""
+        await self._in_thread(lambda: self._open(owner))
+
+    def _open(self, owner: Owner) -> None:
+        path = self.path = self.path or self._folder.absolute() / _file_name(owner)
+        self._owner = owner
+        try:
+            make_private_dir(path.parent)
+            self._lock = _take_lock(path.with_name(path.name + ".lock"))
+            try:
+                self._open_database(path, owner)
+            except BaseException:
+                self._close()
+                raise
+        except OSError as error:
+            raise ConfigError(f"can't keep a journal at {path}: {error}") from error
+
+    def _open_database(self, path: Path, owner: Owner) -> None:
+        try:
+            self._db = _connect(path)
+            if self.is_writer:
+                self._prepare(owner)
+            meta = dict(self._db.execute("select name, value from meta"))
+            if int(meta["version"]) > _VERSION:
+                raise JournalError(f"{path} was written by a newer version", hint="Upgrade zg-async")
+            check_owner(int(meta["chain_id"]), meta["genesis"], meta["wallet"], owner)
+            self._reconciled = meta["reconciled"] == "1"
+        except sqlite3.OperationalError as error:
+            raise JournalError(f"can't open the journal {path}: {error}") from error
+        except (sqlite3.DatabaseError, KeyError) as error:
+            self.damage = f"{path.name} can't be read ({error})"
+        if self.is_writer:
+            self._check()
+
+    def _prepare(self, owner: Owner) -> None:
+        """Make an empty journal, or take an existing one by raising its epoch."""
+        db = self._require()
+        is_new = not db.execute("select 1 from sqlite_master where name = 'meta'").fetchone()
+        if is_new and _read_head(self._head_path) is not None:
+            self.damage = "the database is gone or empty, but its head file is there"
+        with _transaction(db):
+            for statement in filter(str.strip, _SCHEMA.split(";")):
+                db.execute(statement)
+            first = {
+                "version": str(_VERSION),
+                "chain_id": str(owner.chain_id),
+                "genesis": owner.genesis,
+                "wallet": owner.wallets[0],
+                "epoch": "0",
+                "reconciled": "0",
+            }
+            db.executemany("insert or ignore into meta values (?, ?)", first.items())
+            stored = dict(db.execute("select name, value from meta"))
+            check_owner(int(stored["chain_id"]), stored["genesis"], stored["wallet"], owner)
+            self._epoch = int(stored["epoch"]) + 1
+            db.execute("update meta set value = ? where name = 'epoch'", (str(self._epoch),))
+
+    def _check(self) -> None:
+        """Walk the chain and compare it with the head outside."""
+        head = _read_head(self._head_path)
+        at_head: bytes | None = _GENESIS_HASH
+        try:
+            for height, row_hash, job, seq in self._sound_rows():
+                self._height, self._hash = height, row_hash
+                self._last[job] = seq
+                at_head = row_hash if head and height == head[0] else at_head
+            total = self._require().execute("select count(*) from event").fetchone()[0]
+        except sqlite3.DatabaseError as error:
+            self.damage = self.damage or f"rows can't be read ({error})"
+            return
+        if head is None and not self._height:
+            self._write_head()  # new, or it died before its first head
+        elif head is None:
+            self.damage = self.damage or "its head file is gone"
+        elif self._height < head[0]:
+            self.damage = self.damage or f"it has {self._height} sound rows, and had {head[0]}"
+        elif total != self._height:
+            self.damage = self.damage or f"row {self._height + 1} was changed"
+        elif (at_head if head[0] else _GENESIS_HASH) != head[1]:
+            self.damage = self.damage or f"row {head[0]} is not the one that was written"
+
+    def _sound_rows(self) -> Iterator[tuple[int, bytes, JobId, int]]:
+        """Yield (height, hash, job, seq) as long as the chain holds."""
+        previous = _GENESIS_HASH
+        for expected, (*columns, stored) in enumerate(
+            self._require().execute(f"select {_COLUMNS}, hash from event order by height"),
+            1,
+        ):
+            if columns[0] != expected or _row_hash(previous, columns) != stored:
+                return
+            previous = stored
+            yield expected, stored, JobId(columns[1]), columns[2]
+
+    async def aclose(self) -> None:
+        """Close the file. Idempotent."""
+        self._news.close()
+        with anyio.CancelScope(shield=True):
+            await anyio.to_thread.run_sync(self._close)
+
+    def _close(self) -> None:
+        with self._mutex:
+            for connection in (self._db, self._lock):
+                if connection is not None:
+                    with suppress(sqlite3.Error):
+                        connection.close()
+            self._db = self._lock = None
+
+    # ---- append
+
+    async def create(self, job_id: JobId, *events: Event) -> tuple[Event, ...] | None:
+        """Append a new job's first events; None: the job exists already."""
+        return await self._append(_Entry(job_id, events, new_job=True))
+
+    async def append(self, job_id: JobId, *events: Event) -> tuple[Event, ...]:
+        """Make events durable and return them numbered."""
+        return await self._append(_Entry(job_id, events, new_job=False)) or ()
+
+    async def _append(self, entry: _Entry) -> tuple[Event, ...] | None:
+        check_writable(is_open=self._db is not None, is_writer=self.is_writer, damage=self.damage)
+        with anyio.CancelScope(shield=True):  # what was committed must be known to the one who committed it
+            self._waiting.append(entry)
+            async with self._commit:
+                if entry.done is None and entry.error is None and not entry.exists:
+                    await anyio.to_thread.run_sync(self._flush)
+            self._news.notify()
+        if entry.error is not None:
+            raise JournalError(entry.error, hint="Nothing that wasn't recorded was done; mend it and resume the jobs")
+        return entry.done
+
+    def _flush(self) -> None:
+        """Commit all that waits in one transaction."""
+        with self._mutex:
+            batch, self._waiting = self._waiting, []
+            try:
+                if self._broken:
+                    raise JournalError(self._broken)
+                self._write(batch)
+            except (sqlite3.Error, OSError, JournalError) as error:
+                self._broken = self._broken or f"the journal {self.path} can't be written: {error}"
+                for entry in batch:
+                    entry.error = entry.error or self._broken
+
+    def _write(self, batch: list[_Entry]) -> None:
+        db = self._require()
+        height, row_hash, last = self._height, self._hash, dict[JobId, int]()
+        done: list[tuple[_Entry, tuple[Event, ...]]] = []
+        with _transaction(db):
+            epoch = db.execute("select value from meta where name = 'epoch'").fetchone()
+            if epoch is None or int(epoch[0]) != self._epoch:
+                raise JournalError("another process has taken it over")
+            for entry in batch:
+                seq = last.get(entry.job_id, self._last.get(entry.job_id, 0))
+                if entry.new_job and seq:
+                    entry.exists = True
+                    continue
+                numbered = tuple(
+                    dataclasses.replace(e, seq=seq + n, job_id=entry.job_id) for n, e in enumerate(entry.events, 1)
+                )
+                for event in numbered:
+                    height += 1
+                    columns = self._columns(height, event)
+                    row_hash = _row_hash(row_hash, columns)
+                    db.execute("insert into event values (?, ?, ?, ?, ?, ?, ?, ?, ?)", (*columns, row_hash))
+                last[entry.job_id] = seq + len(numbered)
+                done.append((entry, numbered))
+        self._height, self._hash = height, row_hash
+        self._last.update(last)
+        self._write_head()
+        for entry, numbered in done:
+            entry.done = numbered
+
+    def _columns(self, height: int, event: Event) -> list[Any]:
+        at = "" if event.at is None else event.at.astimezone(dt.UTC).isoformat()
+        body = json.dumps(event_body(event), separators=(",", ":"), sort_keys=True)
+        return [height, event.job_id, event.seq, at, event.kind, body, self._epoch, process_name()]
+
+    # ---- read
+
+    async def read(self, job_id: JobId, after: int = 0) -> tuple[Event, ...]:
+        """Return a job's events with a number above `after`."""
+        query = f"select {_COLUMNS} from event where job = ? and seq > ? order by seq"
+        rows = await self._in_thread(lambda: self._require().execute(query, (job_id, after)).fetchall())
+        return tuple(map(_event, rows))
+
+    async def list_jobs(self) -> tuple[JobId, ...]:
+        """Return all jobs, oldest first."""
+        query = "select job from event group by job order by min(height)"
+        return tuple(JobId(row[0]) for row in await self._in_thread(lambda: self._require().execute(query).fetchall()))
+
+    @property
+    def version(self) -> int:
+        """Grows with each append of this process."""
+        return self._news.version
+
+    async def wait_change(self, version: int) -> None:
+        """Wait until there may be something new; a reader of another process's journal looks again now and then."""
+        if self.is_writer or self._news.closed:
+            await self._news.wait(version)
+        else:
+            self._require()
+            await self._clock.sleep(_POLL_SECONDS)
+
+    def notify(self) -> None:
+        """Wake everybody in `wait_change`."""
+        self._news.notify()
+
+    # ---- damage
+
+    async def reconcile(self) -> None:
+        """Keep a damaged journal's sound beginning, set the file aside, and mark unfinished jobs as suspect."""
+        if self.damage is None:
+            return
+        await self._in_thread(self._rebuild)
+        for job_id in await self.list_jobs():
+            if not fold(await self.read(job_id)).status.is_terminal:
+                await self.append(job_id, JobReconciled())
+
+    def _rebuild(self) -> None:
+        path, owner = self.path, self._owner
+        if path is None or owner is None or not self.is_writer:
+            raise JournalError("only the process that holds the journal can reconcile it")
+        rows: list[tuple[Any, ...]] = []
+        with suppress(sqlite3.DatabaseError):
+            sound = sum(1 for _ in self._sound_rows())
+            query = f"select {_COLUMNS}, hash from event where height <= ? order by height"
+            rows = self._require().execute(query, (sound,)).fetchall()
+        with suppress(sqlite3.Error):
+            self._require().close()
+        _set_aside(path)
+        self._head_path.unlink(missing_ok=True)
+        self._db, self.damage = _connect(path), None
+        self._height, self._hash, self._last = 0, _GENESIS_HASH, {}
+        self._prepare(owner)
+        with _transaction(self._require()) as db:
+            db.executemany("insert into event values (?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
+            db.execute("update meta set value = '1' where name = 'reconciled'")
+        for height, row_hash, job, seq in self._sound_rows():
+            self._height, self._hash = height, row_hash
+            self._last[job] = seq
+        self._reconciled = True
+        self._write_head()
+
+    # ---- helpers
+
+    @property
+    def _head_path(self) -> Path:
+        path = self._path()
+        return path.with_name(path.name + ".head")
+
+    def _path(self) -> Path:
+        if self.path is None:
+            raise JournalError("the journal is not open")
+        return self.path
+
+    def _require(self) -> sqlite3.Connection:
+        if self._db is None:
+            check_writable(is_open=False, is_writer=True, damage=None)
+            raise JournalError("the journal is not open")
+        return self._db
+
+    async def _in_thread(self, work: Callable[[], _T]) -> _T:
+        def locked() -> _T:
+            with self._mutex:
+                return work()
+
+        try:
+            return await anyio.to_thread.run_sync(locked)
+        except sqlite3.Error as error:
+            raise JournalError(f"the journal {self.path} can't be read: {error}") from error
+
+    def _write_head(self) -> None:
+        """Put height and head where the database's damage doesn't reach them."""
+        text = json.dumps({"height": self._height, "hash": self._hash.hex()}).encode()
+        temporary = self._head_path.with_name(self._head_path.name + ".new")
+        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with closing(os.fdopen(handle, "wb")) as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(self._head_path)
+        _sync_dir(self._head_path.parent)
+
+
+def _file_name(owner: Owner) -> str:
+    return f"{owner.chain_id}-{owner.genesis.removeprefix('0x')[:16]}-{owner.wallets[0].lower()}.sqlite"
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))  # SQLite gives its -wal and -shm the same mode
+    db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=10)
+    db.execute("pragma journal_mode = wal")
+    db.execute("pragma synchronous = full")
+    return db
+
+
+def _take_lock(path: Path) -> sqlite3.Connection | None:
+    """Hold an exclusive transaction until closed; None: another process does."""
+    os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+    lock = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=0)
+    try:
+        lock.execute("begin exclusive")
+    except sqlite3.OperationalError:
+        lock.close()
+        return None
+    return lock
+
+
+class _transaction:
+    """`begin immediate` … commit, or rollback."""
+
+    def __init__(self, db: sqlite3.Connection) -> None:
+        self._db = db
+
+    def __enter__(self) -> sqlite3.Connection:
+        self._db.execute("begin immediate")
+        return self._db
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        try:
+            self._db.execute("rollback" if kind else "commit")
+        except sqlite3.Error:
+            if not kind:
+                with suppress(sqlite3.Error):
+                    self._db.execute("rollback")
+                raise
+
+
+def _row_hash(previous: bytes, columns: list[Any]) -> bytes:
+    return hashlib.sha256(previous + json.dumps(columns, ensure_ascii=True).encode()).digest()
+
+
+def _event(row: tuple[Any, ...]) -> Event:
+    _, job, seq, at, kind, text, *_ = row
+    try:
+        body = dict(json.loads(text))
+    except (ValueError, TypeError):
+        body = {"unreadable": str(text)}
+    return event_from_json({**body, "job_id": job, "seq": seq, "at": at or None, "kind": kind})
+
+
+def _read_head(path: Path) -> tuple[int, bytes] | None:
+    try:
+        value = json.loads(path.read_bytes())
+        return int(value["height"]), bytes.fromhex(value["hash"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _set_aside(path: Path) -> None:
+    """Keep the damaged files under another name, for people."""
+    number = next(n for n in range(1, 10_000) if not path.with_name(f"{path.name}.damaged-{n}").exists())
+    for suffix in ("", "-wal", "-shm"):
+        source = path.with_name(path.name + suffix)
+        if source.exists():
+            shutil.move(source, path.with_name(f"{path.name}.damaged-{number}{suffix}"))
+
+
+def _sync_dir(path: Path) -> None:
+    if os.name == "posix":
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

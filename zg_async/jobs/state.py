@@ -1,0 +1,242 @@
+"""What the journal says about one job: a pure fold over its events."""
+
+import dataclasses
+import datetime as dt
+import enum
+import functools
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
+from typing import Final, assert_never
+
+from zg_async.jobs.events import (
+    NO_JOB,
+    AdapterDeployed,
+    CancelRefused,
+    CancelRequested,
+    DatasetChecked,
+    DatasetUploaded,
+    DeliverableAcknowledged,
+    Event,
+    JobCancelled,
+    JobFailed,
+    JobQueued,
+    JobReconciled,
+    JobResumed,
+    JobSubmitted,
+    JobSucceeded,
+    ModelDecrypted,
+    ModelDownloaded,
+    Paid,
+    ProviderAcknowledged,
+    ProviderChosen,
+    ProviderFunded,
+    StageRetrying,
+    TaskCreated,
+    TaskDelivered,
+    TaskProgressed,
+    TaskRequested,
+    UnknownEvent,
+)
+from zg_async.jobs.spec import JobSpec
+from zg_async.wire.records import Address, JobId, RootHash, TaskId, TaskProgress, TxHash
+
+__all__ = ["JobResult", "JobSpec", "JobState", "JobStatus", "apply", "fold"]
+
+_NONE: Final[Mapping[str, int]] = MappingProxyType({})
+
+
+class JobStatus(enum.StrEnum):
+    """Where a job stands, in the words of the field."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+    @property
+    def is_terminal(self) -> bool:
+        """Whether nothing more happens by itself."""
+        return self in (JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CANCELLED)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class JobResult:
+    """What a succeeded job leaves behind. Equal wherever and whenever it is asked for."""
+
+    job_id: JobId
+    provider: Address
+    task_id: TaskId
+    adapter_path: str
+    """The folder with the adapter."""
+    files: tuple[str, ...]
+    """Names in it."""
+    adapter_name: str | None
+    """The `model` to chat with; None when it wasn't deployed."""
+    fee: int
+    """What the task cost, in neuron."""
+    gas: int
+    """What the gas of `transactions` cost, in neuron."""
+    transactions: tuple[TxHash, ...]
+    """All the job sent, in order."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class JobState:
+    """All that is known of one job. A field that is None or False has not happened."""
+
+    job_id: JobId = NO_JOB
+    seq: int = 0
+    """Number of the last event folded in."""
+    status: JobStatus = JobStatus.QUEUED
+    spec: JobSpec | None = None
+    wallet: Address | None = None
+    submitted_at: dt.datetime | None = None
+    suspect: bool = False
+    """Its journal lost rows."""
+    resubmitted: bool = False
+    """It may have been submitted before, in the rows that were lost."""
+    dataset: DatasetChecked | None = None
+    provider: Address | None = None
+    terms: ProviderChosen | None = None
+    funded: frozenset[str] = frozenset()
+    """Service types whose sub-account holds enough."""
+    signer_acknowledged: bool = False
+    dataset_hash: RootHash | None = None
+    request_nonce: int | None = None
+    task_id: TaskId | None = None
+    progress: TaskProgress | None = None
+    fee: int = 0
+    """By the provider's word until the settlement is seen."""
+    delivered: TaskDelivered | None = None
+    model: ModelDownloaded | None = None
+    deliverable_acknowledged: bool = False
+    decrypted: ModelDecrypted | None = None
+    deployed: AdapterDeployed | None = None
+    paid: tuple[Paid, ...] = ()
+    retry: StageRetrying | None = None
+    """The last failure, if nothing good happened since."""
+    generations: Mapping[str, int] = _NONE
+    """Per stage, how many of its transactions were mined as failures: part of the next one's key."""
+    cancel_requested: bool = False
+    failure: JobFailed | None = None
+    unknown: bool = False
+    """It has events this version can't read, so this version can't drive it."""
+
+    @property
+    def has_open_task(self) -> bool:
+        """Whether the provider may hold a task of this job that isn't finished."""
+        return self.request_nonce is not None and self.decrypted is None and not self.status.is_terminal
+
+    @property
+    def result(self) -> JobResult | None:
+        """The result, once the adapter is there."""
+        if self.provider is None or self.task_id is None or self.decrypted is None:
+            return None
+        return JobResult(
+            job_id=self.job_id,
+            provider=self.provider,
+            task_id=self.task_id,
+            adapter_path=self.decrypted.path,
+            files=self.decrypted.files,
+            adapter_name=None if self.deployed is None else self.deployed.adapter_name,
+            fee=self.decrypted.fee,
+            gas=sum(paid.gas for paid in self.paid),
+            transactions=tuple(paid.tx_hash for paid in self.paid),
+        )
+
+
+def fold(events: Iterable[Event], state: JobState | None = None) -> JobState:
+    """Apply events in order, to `state` or to nothing."""
+    return functools.reduce(apply, events, state or JobState())
+
+
+def apply(state: JobState, event: Event) -> JobState:
+    """Return the state after an event. Pure and total: any event may follow any other."""
+    state = dataclasses.replace(state, seq=max(state.seq, event.seq), job_id=event.job_id or state.job_id)
+    if not isinstance(event, StageRetrying | JobQueued | CancelRequested | UnknownEvent):
+        state = dataclasses.replace(state, retry=None)
+    return _apply(state, event)
+
+
+def _apply(state: JobState, event: Event) -> JobState:  # one arm per event
+    change = functools.partial(dataclasses.replace, state)
+    match event:
+        case JobSubmitted():
+            return change(
+                spec=event.spec,
+                wallet=event.wallet,
+                submitted_at=event.at,
+                suspect=event.suspect or state.suspect,
+                resubmitted=event.suspect,
+            )
+        case DatasetChecked():
+            return change(dataset=event)
+        case JobQueued():
+            return state
+        case ProviderChosen():
+            return change(provider=event.provider, terms=event, status=_running(state))
+        case ProviderFunded():
+            return change(funded=state.funded | {event.service_type}, paid=_add(state.paid, event.transactions))
+        case ProviderAcknowledged():
+            return change(signer_acknowledged=True, paid=_add(state.paid, event.transactions))
+        case DatasetUploaded():
+            return change(dataset_hash=event.root_hash)
+        case TaskRequested():
+            return change(request_nonce=event.request_nonce)
+        case TaskCreated():
+            return change(task_id=event.task_id)
+        case TaskProgressed():
+            return change(progress=event.progress, fee=event.fee or state.fee)
+        case TaskDelivered():
+            return change(delivered=event)
+        case ModelDownloaded():
+            return change(model=event)
+        case DeliverableAcknowledged():
+            return change(deliverable_acknowledged=True, paid=_add(state.paid, event.transactions))
+        case ModelDecrypted():
+            return change(decrypted=event, fee=event.fee)
+        case AdapterDeployed():
+            return change(deployed=event)
+        case StageRetrying():
+            return change(retry=event, generations=_next_generation(state, event))
+        case JobReconciled():
+            return change(suspect=True)
+        case CancelRequested():
+            return change(cancel_requested=not state.status.is_terminal)
+        case CancelRefused():
+            return change(cancel_requested=False)
+        case JobResumed():
+            return _resumed(state, event)
+        case JobSucceeded():
+            return change(status=JobStatus.SUCCEEDED, cancel_requested=False)
+        case JobFailed():
+            return change(status=JobStatus.FAILED, failure=event, cancel_requested=False)
+        case JobCancelled():
+            return change(status=JobStatus.CANCELLED, cancel_requested=False)
+        case UnknownEvent():
+            return change(unknown=True)
+        case _:
+            assert_never(event)
+
+
+def _running(state: JobState) -> JobStatus:
+    return state.status if state.status.is_terminal else JobStatus.RUNNING
+
+
+def _add(paid: tuple[Paid, ...], more: tuple[Paid, ...]) -> tuple[Paid, ...]:
+    """Join, each transaction once."""
+    return tuple({one.tx_hash: one for one in (*paid, *more)}.values())
+
+
+def _next_generation(state: JobState, event: StageRetrying) -> Mapping[str, int]:
+    if not event.fresh:
+        return state.generations
+    return MappingProxyType({**state.generations, event.stage: state.generations.get(event.stage, 0) + 1})
+
+
+def _resumed(state: JobState, event: JobResumed) -> JobState:
+    if state.status is not JobStatus.FAILED:
+        return state
+    terms = None if event.accept_changes else state.terms
+    return dataclasses.replace(state, status=JobStatus.RUNNING, failure=None, terms=terms)

@@ -1,0 +1,260 @@
+"""The journal: every job's events in order, durable before anybody acts on them.
+
+Rules that each store keeps (tests/unit/test_jobs_store.py runs them on all):
+an append returns once its events are durable; a journal belongs to one chain and wallet; one process at a time writes,
+others may read; each row carries the writer's epoch, and a writer that was superseded fails at its next row; a journal
+that lost or changed rows says so when it is opened and takes no writes until it is reconciled.
+"""
+
+import dataclasses
+import socket
+from os import getpid
+from typing import Protocol
+
+import anyio
+
+from zg_async.errors import ClosedError, JournalError
+from zg_async.jobs.events import Event, JobReconciled
+from zg_async.jobs.state import fold
+from zg_async.wire.records import Address, JobId
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Owner:
+    """To whom a journal belongs."""
+
+    chain_id: int
+    genesis: str
+    """Hash of block 0: a devnet started anew is another chain."""
+    wallets: tuple[Address, ...]
+    """The first one names a new journal; an existing one must be named by any of them."""
+
+
+class Store(Protocol):
+    """Where a runner keeps its journal."""
+
+    @property
+    def is_writer(self) -> bool:
+        """Whether this process may append; another one does otherwise."""
+        ...
+
+    @property
+    def damage(self) -> str | None:
+        """What is wrong with the journal; None: nothing."""
+        ...
+
+    @property
+    def was_reconciled(self) -> bool:
+        """Whether this journal ever lost rows."""
+        ...
+
+    async def open(self, owner: Owner) -> None:
+        """Open, check and, if no other process has it, take the journal for writing.
+
+        Raises:
+            JournalError: It belongs to another chain or wallet, or was written by a newer version.
+        """
+        ...
+
+    async def aclose(self) -> None:
+        """Close it. Idempotent."""
+        ...
+
+    async def create(self, job_id: JobId, *events: Event) -> tuple[Event, ...] | None:
+        """Append a new job's first events, all or none; None: the job exists already."""
+        ...
+
+    async def append(self, job_id: JobId, *events: Event) -> tuple[Event, ...]:
+        """Make events durable, all or none, and return them numbered.
+
+        Raises:
+            JournalError: They could not be recorded; whatever they announce must not happen.
+        """
+        ...
+
+    async def read(self, job_id: JobId, after: int = 0) -> tuple[Event, ...]:
+        """Return a job's events with a number above `after`."""
+        ...
+
+    async def list_jobs(self) -> tuple[JobId, ...]:
+        """Return all jobs, oldest first."""
+        ...
+
+    @property
+    def version(self) -> int:
+        """Read it before reading events, and wait for the next one with `wait_change`."""
+        ...
+
+    async def wait_change(self, version: int) -> None:
+        """Wait until there may be something newer than `version` to read.
+
+        Raises:
+            ClosedError: The store was closed.
+        """
+        ...
+
+    def notify(self) -> None:
+        """Wake everybody in `wait_change`."""
+        ...
+
+    async def reconcile(self) -> None:
+        """Keep a damaged journal's sound beginning and mark its unfinished jobs as suspect.
+
+        A suspect job looks for its own traces (outbox, chain, the provider's tasks) before it creates anything.
+        """
+        ...
+
+
+class News:
+    """Wakes readers; what they woke for they read themselves."""
+
+    def __init__(self) -> None:
+        """Begin open."""
+        self._event = anyio.Event()
+        self.version = 0
+        self.closed = False
+
+    def notify(self) -> None:
+        """Wake all who wait."""
+        self.version += 1
+        self._event.set()
+        self._event = anyio.Event()
+
+    def close(self) -> None:
+        """Wake all, for good."""
+        self.closed = True
+        self.notify()
+
+    async def wait(self, version: int) -> None:
+        """Wait for a notification after `version`."""
+        if not self.closed and version == self.version:
+            await self._event.wait()
+        if self.closed:
+            raise ClosedError("the journal is closed", hint="Enter a JobRunner again and attach to the job by its id")
+
+
+def process_name() -> str:
+    """Name this process for people who ask who drives a journal."""
+    return f"{socket.gethostname()}:{getpid()}"
+
+
+def check_writable(*, is_open: bool, is_writer: bool, damage: str | None) -> None:
+    """Raise unless rows may be appended."""
+    if not is_open:
+        raise ClosedError("the journal is not open")
+    if damage is not None:
+        raise JournalError(
+            f"the journal is damaged: {damage}",
+            hint="Nothing is signed until JobRunner.reconcile() has compared it with chain and providers",
+        )
+    if not is_writer:
+        raise JournalError(
+            "another process drives this journal", hint="Attach to its jobs here, or end the other process first"
+        )
+
+
+class Journal:
+    """What several `MemoryStore`s share, as several processes share a file."""
+
+    def __init__(self) -> None:
+        """Begin empty."""
+        self.rows: list[Event] = []
+        self.owner: Owner | None = None
+        self.writer: object | None = None
+        self.epoch = 0
+        self.reconciled = False
+
+
+class MemoryStore:
+    """A journal that ends with the process: for tests, and for runs that nobody will resume."""
+
+    def __init__(self, journal: Journal | None = None) -> None:
+        """Make a store; pass a `Journal` to share it."""
+        self._journal = journal or Journal()
+        self._news = News()
+        self._open = False
+        self._epoch = 0
+        self.damage: str | None = None
+
+    @property
+    def is_writer(self) -> bool:
+        """Whether this store may append."""
+        return self._open and self._journal.writer is self
+
+    @property
+    def was_reconciled(self) -> bool:
+        """Whether the journal ever lost rows."""
+        return self._journal.reconciled
+
+    async def open(self, owner: Owner) -> None:
+        """Open the journal, for writing if nobody else does."""
+        known = self._journal.owner = self._journal.owner or owner
+        check_owner(known.chain_id, known.genesis, known.wallets[0], owner)
+        self._open = True
+        if self._journal.writer is None:
+            self._journal.writer = self
+            self._journal.epoch += 1
+            self._epoch = self._journal.epoch
+
+    async def aclose(self) -> None:
+        """Let go of the journal."""
+        if self.is_writer:
+            self._journal.writer = None
+        self._open = False
+        self._news.close()
+
+    async def create(self, job_id: JobId, *events: Event) -> tuple[Event, ...] | None:
+        """Append a new job's first events."""
+        return None if await self.read(job_id) else await self.append(job_id, *events)
+
+    async def append(self, job_id: JobId, *events: Event) -> tuple[Event, ...]:
+        """Append events."""
+        check_writable(is_open=self._open, is_writer=self.is_writer, damage=self.damage)
+        seq = sum(row.job_id == job_id for row in self._journal.rows)
+        numbered = tuple(dataclasses.replace(e, seq=seq + n, job_id=job_id) for n, e in enumerate(events, 1))
+        self._journal.rows.extend(numbered)
+        self._news.notify()
+        return numbered
+
+    async def read(self, job_id: JobId, after: int = 0) -> tuple[Event, ...]:
+        """Return a job's events."""
+        return tuple(row for row in self._journal.rows if row.job_id == job_id and row.seq > after)
+
+    async def list_jobs(self) -> tuple[JobId, ...]:
+        """Return all jobs."""
+        return tuple(dict.fromkeys(row.job_id for row in self._journal.rows))
+
+    @property
+    def version(self) -> int:
+        """Grows with each append through this store."""
+        return self._news.version
+
+    async def wait_change(self, version: int) -> None:
+        """Wait for an append through this store after `version`."""
+        await self._news.wait(version)
+
+    def notify(self) -> None:
+        """Wake everybody in `wait_change`."""
+        self._news.notify()
+
+    async def reconcile(self) -> None:
+        """Mark all unfinished jobs as suspect."""
+        self.damage, self._journal.reconciled = None, True
+        for job_id in await self.list_jobs():
+            if not fold(await self.read(job_id)).status.is_terminal:
+                await self.append(job_id, JobReconciled())
+
+
+def check_owner(chain_id: int, genesis: str, wallet: str, owner: Owner) -> None:
+    """Raise when a journal made for (chain id, genesis, wallet) is opened by somebody else."""
+    if (chain_id, genesis) != (owner.chain_id, owner.genesis):
+        raise JournalError(
+            f"the journal belongs to chain {chain_id} with genesis {genesis[:12]}…, "
+            f"this is chain {owner.chain_id} with genesis {owner.genesis[:12]}…",
+            hint="Open it with the broker it was made with, or use another file",
+        )
+    if wallet not in owner.wallets:
+        raise JournalError(
+            f"the journal belongs to wallet {wallet}, which this broker doesn't have",
+            hint="Open it with that wallet's key, or use another file",
+        )
