@@ -141,11 +141,12 @@ class Answer:
                 return
             yield chunk
 
-    async def read(self, limit: int) -> bytes:
+    async def read(self, limit: int, *, cut: bool = False) -> bytes:
         """Read the whole body.
 
         Args:
             limit: Largest size in bytes.
+            cut: Take the beginning of a larger one.
 
         Raises:
             ProviderReplyError: It is larger, or compressed.
@@ -155,6 +156,8 @@ class Answer:
         async with contextlib.aclosing(self.chunks()) as chunks:
             async for chunk in chunks:
                 body += chunk
+                if len(body) > limit and cut:
+                    return bytes(body[:limit])
                 if len(body) > limit:
                     raise ProviderReplyError(
                         f"{self.endpoint} answered {self.status} with more than {limit} bytes",
@@ -163,13 +166,16 @@ class Answer:
                     )
         return bytes(body)
 
-    async def reply(self, *, limit: int, slot: Slot | None = None, any_status: bool = False) -> Reply:
+    async def reply(
+        self, *, limit: int, slot: Slot | None = None, any_status: bool = False, cut: bool = False
+    ) -> Reply:
         """Read the whole body and judge the status.
 
         Args:
             limit: Largest size in bytes.
             slot: The turn this request took, told of a 429.
             any_status: Take every status for an answer.
+            cut: Take the beginning of a larger body.
 
         Raises:
             ProviderError: A status that isn't 2xx, as `wire.provider_api.rejected` classifies it, or no readable body.
@@ -179,7 +185,7 @@ class Answer:
         return Reply(
             status=self.status,
             headers=self.headers,
-            body=await self.read(limit),
+            body=await self.read(limit, cut=cut),
             endpoint=self.endpoint,
             provider=self.provider,
         )
@@ -378,6 +384,7 @@ class Http:
         signed: bool = False,
         limited: bool = False,
         raw_status: bool = False,
+        cut: bool = False,
         policy: RetryPolicy | None = None,
     ) -> Reply:
         """Make a control call: small body, small answer.
@@ -393,6 +400,7 @@ class Http:
             signed: Whether URL or headers carry a signature or token; then no redirect is followed, nor with a body.
             limited: Whether it is one of the routes under the provider's rate limit.
             raw_status: Return answers of any status instead of raising.
+            cut: Return the beginning of a body over the limit instead of raising.
             policy: Retry bounds; None means the settings'.
 
         Returns:
@@ -412,6 +420,7 @@ class Http:
             provider=provider,
             follow=method == "GET" and json is None and not headers and not signed,
             raw_status=raw_status,
+            cut=cut,
         )
         host = self.host_of(url, provider=provider)
 
@@ -434,7 +443,7 @@ class Http:
             ) as answer:
                 onward = _same_origin(url, answer) if call.follow else None
                 if onward is None:
-                    return await answer.reply(limit=call.limit, slot=slot, any_status=call.raw_status)
+                    return await answer.reply(limit=call.limit, slot=slot, any_status=call.raw_status, cut=call.cut)
                 url = onward
         raise ProviderRejectedError(
             f"{call.method} {URL(call.url).path}: more than {_MAX_REDIRECTS} redirects",
@@ -461,6 +470,7 @@ class _Call:
     provider: str | None
     follow: bool
     raw_status: bool
+    cut: bool
 
 
 def _same_origin(url: str, answer: Answer) -> str | None:
