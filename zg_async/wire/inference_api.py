@@ -519,7 +519,7 @@ def parse_chat(body: Any, *, response_key: str | None, provider: Address) -> Cha
     choices = value.get("choices") if isinstance(value, dict) else None
     choice = choices[0] if isinstance(choices, list) and choices else None
     message = choice.get("message") if isinstance(choice, dict) else None
-    if not isinstance(message, dict):
+    if not isinstance(choice, dict) or not isinstance(message, dict):
         raise ProviderReplyError("the provider's chat answer has no message", provider=provider)
     finish = choice.get("finish_reason")
     return ChatAnswer(
