@@ -1,15 +1,16 @@
 """`zg devnet`: a local network for development and tests."""
 
+import contextlib
 import json
 import os
 import signal
 import sys
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Annotated, Literal
 
 import anyio
-import anyio.to_thread
 import cyclopts
 
 from zg_async.background import Background
@@ -122,9 +123,18 @@ async def _stop_on_signal(signals: AsyncIterator[signal.Signals], scope: anyio.C
 
 
 async def _stop_on_eof(scope: anyio.CancelScope) -> None:
-    while await anyio.to_thread.run_sync(sys.stdin.buffer.read, 4096, abandon_on_cancel=True):
-        pass
+    closed = threading.Event()
+    threading.Thread(target=_read_to_eof, args=(closed,), daemon=True).start()  # mustn't hold up the end
+    while not closed.is_set():
+        await anyio.sleep(0.25)
     scope.cancel()
+
+
+def _read_to_eof(closed: threading.Event) -> None:
+    with contextlib.suppress(OSError):
+        while os.read(0, 4096):
+            pass
+    closed.set()
 
 
 def _attachment(

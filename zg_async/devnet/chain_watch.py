@@ -5,6 +5,7 @@ keep it busy. The last blocks are read again each time, so that a reorg is notic
 """
 
 import logging
+import math
 from typing import Final
 
 import anyio
@@ -64,7 +65,7 @@ class ChainWatch:
             return
         # Block times are whole seconds: what is up to two ahead is rounding, not a moved clock.
         ahead = timestamp - self.client.clock.now()
-        self.offset = ahead if ahead > _ROUNDING else 0.0
+        self.offset = float(math.ceil(ahead)) if ahead > _ROUNDING else 0.0
         first = number if self._seen is None else min(self._seen[0] + 1, number + 1) - _OVERLAP
         self.logs = await self.client.logs(self._contracts, max(first, number - _SPAN, 0), number)
         for log in self.logs:
