@@ -5,7 +5,7 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Literal, Self
 
 import anyio
 
@@ -59,7 +59,7 @@ class _Shared:
         self.services = ServiceDirectory(network, chain, clock)
         self.hub = WatchHub(chain, http, self.services, clock, policy=polling)
         self.brokers: dict[Address, Broker] = {}
-        self.state = "new"
+        self.state: Literal["new", "open", "closed"] = "new"
 
     async def open(self) -> None:
         if self.state != "new":
@@ -285,7 +285,7 @@ def _network(network: str | Network | None, rpc_url: str | None, contracts: Mapp
     unknown = set(contracts or ()) - set(CONTRACTS)
     if unknown:
         raise ConfigError(f"unknown contracts {sorted(unknown)}", hint=f"Known are {', '.join(CONTRACTS)}")
-    changes: dict[str, str] = {
+    changes: dict[str, Any] = {
         name: parse_address(address, what=f"{name} contract") for name, address in (contracts or {}).items()
     }
     if rpc_url is not None:

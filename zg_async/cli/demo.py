@@ -13,7 +13,7 @@ from zg_async.errors import ConfigError, DatasetError
 
 if TYPE_CHECKING:
     from zg_async.broker import Broker
-    from zg_async.jobs.runner import JobResult
+    from zg_async.jobs.state import JobResult
 
 MODEL: Final = "Qwen2.5-0.5B-Instruct"
 
@@ -58,7 +58,7 @@ async def _run(
 
     question, expected = chat
     screen.working("devnet", "starting a local network")
-    async with DevnetProcess(port=0, limits="off") as network:
+    async with DevnetProcess("--limits", "off") as network:
         info = network.info
         screen.devnet(info)
         key = info["accounts"][0]["private_key"]

@@ -22,7 +22,7 @@ from zg_async.wire.task_log import parse_log
 
 if TYPE_CHECKING:
     from zg_async.broker import Broker
-    from zg_async.jobs.runner import JobResult
+    from zg_async.jobs.state import JobResult
 
 
 class Screen(Protocol):

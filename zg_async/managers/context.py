@@ -1,6 +1,7 @@
 """What every manager of one wallet works with."""
 
 import dataclasses
+from typing import Any
 
 import anyio
 
@@ -61,7 +62,7 @@ class Context:
             )
         return self.key
 
-    async def write(self, call: Call[object], *, key: str | None = None) -> Receipt:
+    async def write(self, call: Call[Any], *, key: str | None = None) -> Receipt:
         """Send a transaction of this wallet through the outbox and wait until it is mined.
 
         Args:

@@ -205,8 +205,12 @@ class FineTuningManager(Deliverables):
             Each check with its outcome; nothing is raised for a failed one.
         """
         service = await self._service(provider, fresh=True)
-        body, header_signature = await self._client(service).get_quote()
-        return check_quote(body, header_signature=header_signature, expected_signer=service.tee_signer_address)
+        reply = await self._client(service).get_quote()
+        return check_quote(
+            reply.body,
+            header_signature=reply.headers.get("ZG-Quote-Signature"),
+            expected_signer=service.tee_signer_address,
+        )
 
     async def acknowledge_provider_signer(self, provider_address: str, *, key: str | None = None) -> Receipt | None:
         """Check a provider's quote and acknowledge its TEE signer on chain.

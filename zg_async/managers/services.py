@@ -64,7 +64,7 @@ class ServiceDirectory:
         async with self._lock:
             if not self._names:
                 await self._read_names()
-        return self._names[service_type]
+        return self._names["fine-tuning" if service_type == "fine-tuning" else "inference"]
 
     async def _read_names(self) -> None:
         infos: list[ServiceInfo | ZgError] = await self._chain.call_many(

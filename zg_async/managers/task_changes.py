@@ -29,10 +29,9 @@ MARKS: Final = (50, 80, 95)
 _AFTER_DELIVERY: Final = frozenset(
     {TaskProgress.DELIVERED, TaskProgress.USER_ACKNOWLEDGED, TaskProgress.FINISHED, TaskProgress.FAILED}
 )
-_change = dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 
 
-@_change
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class _Change:
     id: str
     """Stable: the same fact has the same id in every watch."""
@@ -45,7 +44,7 @@ class _Change:
     """Pass it to `watch_task(cursor=...)` to go on after this change."""
 
 
-@_change
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class TaskStateChanged(_Change):
     """The task is in another state."""
 
@@ -63,7 +62,7 @@ class TaskStateChanged(_Change):
     kind: Literal["task_state_changed"] = "task_state_changed"
 
 
-@_change
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class TaskSettled(_Change):
     """The provider was paid."""
 
@@ -74,7 +73,7 @@ class TaskSettled(_Change):
     kind: Literal["task_settled"] = "task_settled"
 
 
-@_change
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class TaskLogAppended(_Change):
     """New text in the task's log."""
 
@@ -84,7 +83,7 @@ class TaskLogAppended(_Change):
     kind: Literal["task_log_appended"] = "task_log_appended"
 
 
-@_change
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class AckDeadlineNear(_Change):
     """Part of the acknowledgement window is over and the delivery isn't acknowledged."""
 
@@ -95,7 +94,7 @@ class AckDeadlineNear(_Change):
     kind: Literal["ack_deadline_near"] = "ack_deadline_near"
 
 
-@_change
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class DeliveredProviderLostState(_Change):
     """The provider calls the task failed, but its delivery stands on chain and can still be acknowledged."""
 
@@ -105,7 +104,7 @@ class DeliveredProviderLostState(_Change):
     kind: Literal["delivered_provider_lost_state"] = "delivered_provider_lost_state"
 
 
-@_change
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class WatchResynced(_Change):
     """The cursor can't be continued from (its block is gone): this is the whole state now."""
 
@@ -114,7 +113,7 @@ class WatchResynced(_Change):
     kind: Literal["watch_resynced"] = "watch_resynced"
 
 
-@_change
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class WatchWarning(_Change):
     """Something hinders the watch; it goes on."""
 

@@ -1,0 +1,111 @@
+"""Datasets: checked in one pass over the file, sent into a provider's TEE, and the hash compared on both sides."""
+
+import os
+from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
+from typing import Final
+
+import anyio
+import anyio.to_thread
+
+from zg_async.errors import DatasetError, HashMismatchError
+from zg_async.managers.provider_client import ProviderClient
+from zg_async.transport.files import SourceFile, shown
+from zg_async.transport.multipart import plain_filename
+from zg_async.transport.transfer import Progress
+from zg_async.wire import provider_api
+from zg_async.wire.hashing import hex0x
+from zg_async.wire.records import Address, UploadedDataset
+from zg_async.wire.rows import MAX_TEE_SIZE, DatasetChecker, DatasetReport
+
+EXTENSIONS: Final = (".jsonl", ".json")
+"""Endings of file names that providers take."""
+_SHOWN: Final = 3
+
+
+async def check_dataset(
+    path: str | os.PathLike[str], *, max_size: int | None = MAX_TEE_SIZE, minimum_rows: int = 1, tee: bool = True
+) -> DatasetReport:
+    """Check a dataset file by the provider's rules, in constant memory. Sends nothing.
+
+    Args:
+        path: A JSONL file.
+        max_size: Bytes it may have; None for any size.
+        minimum_rows: Fewer rows are an error.
+        tee: Whether it goes to a provider's TEE, where some rows get lost.
+
+    Returns:
+        The report, also of a bad dataset.
+
+    Raises:
+        ConfigError: It is missing, unreadable, no regular file, or changes while it is read.
+    """
+    source = await anyio.to_thread.run_sync(SourceFile, Path(path))
+    try:
+        checker = DatasetChecker(max_size=max_size, minimum_rows=minimum_rows, tee=tee)
+
+        def check_piece() -> bool:
+            piece = source.read()
+            checker.feed(piece)
+            return bool(piece)
+
+        while await anyio.to_thread.run_sync(check_piece):
+            pass
+        return await anyio.to_thread.run_sync(checker.finish)
+    finally:
+        source.close()
+
+
+async def upload_dataset(
+    client: ProviderClient,
+    user: Address,
+    path: str | os.PathLike[str],
+    fields: Callable[[], Awaitable[Mapping[str, str]]],
+    *,
+    progress: Progress | None = None,
+) -> UploadedDataset:
+    """Check a dataset and send it into a provider's TEE.
+
+    Args:
+        client: The provider.
+        user: The wallet, spelled as it was signed.
+        path: A JSONL file of at most 100 MiB.
+        fields: Makes `signature` and `timestamp` afresh for each attempt.
+        progress: Kept up to date.
+
+    Returns:
+        Its hash, equal on both sides.
+
+    Raises:
+        DatasetError: The provider would refuse or spoil it. Nothing was sent.
+        HashMismatchError: What was checked, what was sent and what the provider has aren't the same bytes.
+        ProviderError: The provider refused it, or gave no answer.
+    """
+    path = Path(path)
+    report = await check_dataset(path)
+    if not report.is_ok:
+        raise _refused(path, report)
+    sent = await client.upload_dataset(
+        user, path, plain_filename(path.name, extensions=EXTENSIONS), fields, progress=progress
+    )
+    if hex0x(sent.keccak256) != report.keccak256:
+        raise HashMismatchError(
+            f"{shown(path)} changed between its check and its upload", hint="Upload it again when it is finished"
+        )
+    uploaded = provider_api.parse_uploaded(sent.reply.body, client.provider, size=sent.size)
+    if uploaded.dataset_hash != report.keccak256:
+        raise HashMismatchError(
+            f"{client.provider} has a dataset with hash {uploaded.dataset_hash}, {shown(path)} has {report.keccak256}",
+            hint="The upload was changed on its way or at the provider; don't train on it",
+        )
+    return uploaded
+
+
+def _refused(path: Path, report: DatasetReport) -> DatasetError:
+    first = "; ".join(f"row {i.row}: {i.message}" if i.row else i.message for i in report.errors[:_SHOWN])
+    more = sum(report.counts[code] for code in {i.code for i in report.errors}) - min(len(report.errors), _SHOWN)
+    return DatasetError(
+        f"{shown(path)} can't be used: {first}" + (f"; and {more} more" if more else ""),
+        rows=[i.row for i in report.errors if i.row],
+        hint="check_dataset lists every row",
+    )
