@@ -16,7 +16,7 @@ import anyio.to_thread
 
 from zg_async.errors import ConfigError, EnvelopeError, HashMismatchError
 from zg_async.managers.provider_client import ProviderClient
-from zg_async.transport.files import HasherFactory, PartFile, SourceFile, publish, shown
+from zg_async.transport.files import HasherFactory, PartFile, SourceFile, file_error, publish, shown
 from zg_async.transport.transfer import Downloaded, Progress
 from zg_async.wire.envelope import MODEL_CHUNK, ModelDecryptor, plain_size
 from zg_async.wire.hashing import Keccak256, hex0x
@@ -242,7 +242,10 @@ class _Decryption:
             self._decryptor = ModelDecryptor(key, expected_signer=signer, chunk=chunk)
             temporary.unlink(missing_ok=True)  # an earlier run's
             self._output = PartFile(temporary, ())
-        except (ConfigError, EnvelopeError, OSError):
+        except OSError as error:
+            self._source.close()
+            raise file_error("write", temporary, error) from error
+        except (ConfigError, EnvelopeError):
             self._source.close()
             raise
 
