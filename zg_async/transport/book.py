@@ -22,7 +22,7 @@ import dataclasses
 import enum
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
 from zg_async.errors import JournalError
@@ -33,7 +33,6 @@ Entry = Mapping[str, Any]
 """One JSON object; numbers that may be large are decimal strings."""
 
 GENESIS: Final = "0" * 64
-_record = dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 
 
 class Misfit(Exception):  # noqa: N818  not an error: a lost race
@@ -61,7 +60,7 @@ class RowStatus(enum.StrEnum):
     REPLACED = "replaced"
 
 
-@_record
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Version:
     """One set of signed bytes of a row."""
 
@@ -74,7 +73,7 @@ class Version:
     """Unix seconds."""
 
 
-@_record
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Inclusion:
     """The block that holds a row's transaction."""
 
@@ -86,7 +85,7 @@ class Inclusion:
     gas_price: int
 
 
-@_record
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
     """One logical transaction: a key, a nonce, an effect, and every version ever signed."""
 
@@ -133,7 +132,7 @@ class Row:
         return self.gas * max(version.max_fee_per_gas for version in self.versions)
 
 
-@_record
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Found:
     """A transaction of this wallet that no row knows."""
 
@@ -145,7 +144,7 @@ class Found:
     claimed: bool = False
 
 
-@_record
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Loss:
     """A part of the book is missing or damaged."""
 
@@ -506,7 +505,8 @@ def _unmined(row: Row, _: Entry) -> Row:
 
 def _final(row: Row, _: Entry) -> Row:
     bare = tuple(dataclasses.replace(version, raw=b"") for version in row.versions)
-    return dataclasses.replace(row, final=True, versions=bare, data=b"")
+    data = row.data if row.status is RowStatus.REVERTED else b""  # the reason can be asked for again
+    return dataclasses.replace(row, final=True, versions=bare, data=data)
 
 
 def _replaced(row: Row, entry: Entry) -> Row:
@@ -514,26 +514,27 @@ def _replaced(row: Row, entry: Entry) -> Row:
     return dataclasses.replace(row, status=RowStatus.REPLACED, replaced_by=None if by is None else TxHash(by))
 
 
+def _can_be_mined(row: Row, entry: Entry) -> bool:
+    known = row.inclusion
+    if known is None or row.final:
+        return row.status is RowStatus.SIGNED
+    return (entry["block_hash"], entry["hash"]) != (known.block_hash, known.tx_hash)
+
+
 def _was_mined(row: Row) -> bool:
     return row.inclusion is not None and not row.final
 
 
-_CHANGES: Final = {
+_CHANGES: Final[Mapping[str, Callable[[Row, Entry], Row]]] = {
     "version": _added_version,
     "mined": _mined,
     "unmined": _unmined,
     "final": _final,
     "replaced": _replaced,
 }
-_FITS: Final = {
+_FITS: Final[Mapping[str, Callable[[Row, Entry], bool]]] = {
     "version": lambda row, entry: row.status is RowStatus.SIGNED and entry["index"] == len(row.versions),
-    "mined": lambda row, entry: (
-        row.status is RowStatus.SIGNED
-        or (
-            _was_mined(row)
-            and (entry["block_hash"], entry["hash"]) != (row.inclusion.block_hash, row.inclusion.tx_hash)
-        )
-    ),
+    "mined": _can_be_mined,
     "unmined": lambda row, _: _was_mined(row),
     "final": lambda row, _: _was_mined(row),
     "replaced": lambda row, _: row.status is RowStatus.SIGNED,

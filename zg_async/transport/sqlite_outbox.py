@@ -229,9 +229,7 @@ class SqliteOutbox:
     def _write_head(self, book: LaneBook) -> None:
         with _transaction(self._connection()):  # programs take turns: heads never go back
             self._read(book)
-            self._head(book.lane).write(
-                _HeadFields(height=book.height, hash=book.head, next_nonce=book.next_nonce)
-            )
+            self._head(book.lane).write(_HeadFields(height=book.height, hash=book.head, next_nonce=book.next_nonce))
 
 
 class _BrokenError(Exception):

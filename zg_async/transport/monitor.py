@@ -1,0 +1,306 @@
+"""What becomes of a lane's transactions: mined, moved, dropped, stuck, overtaken. One look per round of the watcher.
+
+None of a node's words decides; receipts of our own hashes do. A hash may be mined in any of its versions. A receipt
+that vanishes, while newer blocks come, sends the row back to "signed", and its bytes are sent again. A nonce that the
+chain has used without a receipt of ours is a stranger's: only when that transaction is found, as deep as the network's
+confirmations, or (where the node can't show it) when as many blocks have passed, is the row replaced.
+"""
+
+import logging
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+import anyio
+
+from zg_async.errors import ChainError, ZgError
+from zg_async.transport.book import (
+    Entry,
+    Found,
+    Inclusion,
+    Row,
+    found_entry,
+    mark_entry,
+    mined_entry,
+    version_entry,
+)
+from zg_async.transport.fees import Fees, bump
+from zg_async.transport.heads import Block
+from zg_async.transport.receipts import parse_inclusion
+from zg_async.transport.recovery import locate
+from zg_async.transport.rpc import Ask, quantity
+from zg_async.transport.rpc_errors import SendFault
+from zg_async.transport.transaction import Transaction
+
+if TYPE_CHECKING:
+    from zg_async.transport.lane import Lane
+
+_log = logging.getLogger("zg_async.chain")
+_MOST_ROWS: Final = 64
+_MISSES: Final = 2
+_LEAST_BLOCKS: Final = 3
+_LOOKUP_PAUSE: Final = 1.0
+Place = tuple[str, int]
+
+
+class _Care:
+    """What this process remembers about an unsettled row."""
+
+    def __init__(self, now: float, head: int) -> None:
+        self.sent_at = now
+        self.sent_head = head
+        self.consumed_head: int | None = None
+        self.looked_up = -1e9
+        self.checked_head = -1
+        self.missing_head = -1
+        self.misses = 0
+        self.bump_now = False
+        self.refusal: str | None = None
+
+
+class Monitor:
+    """A lane's part in the watcher's rounds."""
+
+    def __init__(self, lane: "Lane") -> None:
+        """Watch a lane; nothing happens before the watcher asks."""
+        self._lane = lane
+        self._cares: dict[Place, _Care] = {}
+        self._asked: list[tuple[str, Row | None, str]] = []
+        self._change = anyio.Event()
+        self._error: ZgError | None = None
+        self.receipts: dict[str, dict[str, Any]] = {}
+        """The newest receipts with logs, by hash."""
+
+    async def wait_change(self) -> None:
+        """Wait for the next round.
+
+        Raises:
+            ZgError: What went wrong in it: the node is away, or the outbox can't record.
+        """
+        await self._change.wait()
+        if self._error is not None:
+            raise self._error
+
+    def was_sent(self, row: Row) -> None:
+        """Note that a row's bytes were just sent."""
+        care = self._care(row)
+        care.sent_at, care.sent_head = self._now(), self._head_number()
+
+    def refused(self, row: Row, fault: SendFault, error: ChainError) -> None:
+        """Note a node's words about a row."""
+        care = self._care(row)
+        care.refusal = error.message
+        care.bump_now = care.bump_now or fault is SendFault.FEES_LOW
+
+    def refusal(self, row: Row) -> str | None:
+        """Return the node's last words about a row."""
+        return self._care(row).refusal
+
+    # --- a round -----------------------------------------------------------------------------------------------------
+
+    def asks(self) -> Sequence[Ask]:
+        """Ask for the receipts of all hashes, and for more where something seems wrong."""
+        book, now = self._lane.book, self._now()
+        asked: list[tuple[str, Row | None, str]] = []
+        open_rows = book.open_rows()[:_MOST_ROWS]
+        for row in open_rows:
+            asked += [("receipt", row, tx_hash) for tx_hash in row.hashes]
+            if now - self._care(row).sent_at > self._lane.parts.fees.resend_after:
+                asked.append(("pool", row, row.hashes[-1]))
+        if open_rows:
+            asked.append(("count", None, ""))
+        for row in book.unsettled()[:_MOST_ROWS]:
+            if row.inclusion is not None and self._care(row).checked_head != self._head_number():
+                asked.append(("again", row, row.inclusion.tx_hash))
+        self._asked = asked
+        return [self._ask(kind, tx_hash) for kind, _, tx_hash in asked]
+
+    def _ask(self, kind: str, tx_hash: str) -> Ask:
+        if kind == "count":
+            return Ask("eth_getTransactionCount", [self._lane.wallet, "latest"])
+        return Ask("eth_getTransactionByHash" if kind == "pool" else "eth_getTransactionReceipt", [tx_hash])
+
+    async def answered(self, head: Block, answers: Sequence[Any]) -> None:
+        """Draw the conclusions and tell those who wait."""
+        try:
+            await self._conclude(head, answers)
+        except ZgError as error:
+            _log.warning("%s: %s", self._lane.wallet, error)
+            self._tell(error)
+        else:
+            self._tell(None)
+
+    def failed(self, error: ChainError) -> None:
+        """Tell those who wait that the node is away."""
+        self._tell(error)
+
+    def _tell(self, error: ZgError | None) -> None:
+        self._error = error
+        self._change.set()
+        self._change = anyio.Event()
+
+    async def _conclude(self, head: Block, answers: Sequence[Any]) -> None:
+        entries: list[Entry] = []
+        mined: set[Place] = set()
+        lost: list[Row] = []
+        used: int | None = None
+        for (kind, row, _), answer in zip(self._asked, answers, strict=True):
+            if isinstance(answer, ChainError):
+                continue
+            if row is None:
+                used = quantity(answer)
+            elif kind == "pool":
+                if answer is None:
+                    lost.append(row)
+            elif kind == "again":
+                entries += self._recheck(row, answer, head)
+            elif (inclusion := self._included(answer)) is not None and _place(row) not in mined:
+                mined.add(_place(row))
+                entries.append(mined_entry(row, inclusion))
+        if entries and await self._lane.parts.outbox.append(self._lane.id, entries):
+            self._forget()
+        open_rows = [row for row in self._lane.book.open_rows() if _place(row) not in mined]
+        await self._care_for(open_rows, lost, used, head)
+
+    def _included(self, answer: Any) -> Inclusion | None:
+        if not isinstance(answer, dict) or not answer.get("blockHash"):
+            return None
+        inclusion = parse_inclusion(answer)
+        if len(self.receipts) >= 4 * _MOST_ROWS:
+            self.receipts.pop(next(iter(self.receipts)))
+        self.receipts[inclusion.tx_hash] = answer
+        return inclusion
+
+    def _recheck(self, row: Row, answer: Any, head: Block) -> list[Entry]:
+        """Compare a mined row with the chain of now."""
+        care, old = self._care(row), row.inclusion
+        if old is None or self._lane.book.current(row) != row:
+            return []
+        care.checked_head = head.number
+        inclusion = self._included(answer)
+        if inclusion is None:
+            if head.number == care.missing_head:
+                return []
+            care.missing_head, care.misses = head.number, care.misses + 1
+            if care.misses < _MISSES and head.number >= old.block_number:
+                care.checked_head = -1
+                return []
+            _log.warning("%s was removed from block %d", row.tx_hash, old.block_number)
+            care.misses, care.sent_at = 0, -1e9
+            return [mark_entry("unmined", row)]
+        care.misses = 0
+        if inclusion.block_hash != old.block_hash:
+            return [mined_entry(row, inclusion)]
+        if head.number - inclusion.block_number + 1 >= self._lane.parts.confirmations:
+            return [mark_entry("final", row)]
+        return []
+
+    # --- rows that aren't mined --------------------------------------------------------------------------------------
+
+    async def _care_for(self, rows: Sequence[Row], lost: Sequence[Row], used: int | None, head: Block) -> None:
+        lost_places = {_place(row) for row in lost}
+        first = True
+        for row in rows:
+            if used is not None and used > row.account_nonce:
+                await self._overtaken(row, head)
+            elif _place(row) in lost_places or self._care(row).sent_at < -1e8:
+                await self._resend(row)
+            elif first:
+                await self._maybe_bump(row, head)
+            first = first and used is not None and used > row.account_nonce
+
+    async def _resend(self, row: Row) -> None:
+        if not row.versions[-1].raw:
+            return
+        _log.info("%s (nonce %d) isn't in the pool: sending it again", row.name, row.account_nonce)
+        try:
+            await self._lane.send(row)
+        except ChainError as error:
+            self._care(row).refusal = error.message
+        self.was_sent(row)
+
+    async def _maybe_bump(self, row: Row, head: Block) -> None:
+        care, parts = self._care(row), self._lane.parts
+        waited = self._now() - care.sent_at > parts.fees.bump_after and head.number - care.sent_head >= 2
+        if not row.versions[-1].raw or not (waited or care.bump_now):
+            return
+        care.bump_now = False
+        last = row.versions[-1]
+        old = Fees(max_fee_per_gas=last.max_fee_per_gas, max_priority_fee_per_gas=last.max_priority_fee_per_gas)
+        wanted = Fees(
+            max_fee_per_gas=2 * (head.base_fee or 0) + old.max_priority_fee_per_gas,
+            max_priority_fee_per_gas=old.max_priority_fee_per_gas,
+        )
+        fees = bump(parts.fees, old, wanted)
+        if fees is None:
+            care.refusal = f"its fee is at the cap of {parts.fees.max_fee_per_gas} neuron per gas"
+            self.was_sent(row)
+            return
+        transaction = Transaction(
+            chain_id=self._lane.id.chain_id,
+            account_nonce=row.account_nonce,
+            to=row.to,
+            data=row.data,
+            value=row.value,
+            gas=row.gas,
+            max_fee_per_gas=fees.max_fee_per_gas,
+            max_priority_fee_per_gas=fees.max_priority_fee_per_gas,
+        )
+        signed = await self._lane.signed(transaction)
+        if await parts.outbox.append(self._lane.id, [version_entry(row, transaction, signed, at=parts.clock.now())]):
+            _log.info("%s (nonce %d): fee raised to %d", row.name, row.account_nonce, fees.max_fee_per_gas)
+            await self._resend(self._lane.book.current(row))
+
+    async def _overtaken(self, row: Row, head: Block) -> None:
+        """The chain has used this nonce, and none of our hashes has a receipt."""
+        care, parts = self._care(row), self._lane.parts
+        if care.consumed_head is None:
+            care.consumed_head = head.number
+            care.looked_up = self._now() if head.number else care.looked_up
+            return
+        if self._now() - care.looked_up < _LOOKUP_PAUSE:
+            return
+        care.looked_up = self._now()
+        found = await locate(parts.rpc, self._lane.wallet, row.account_nonce)
+        if found is not None and found.tx_hash in row.hashes:
+            return  # ours after all: its receipt will come
+        if found is not None:
+            if head.number - found.block_number + 1 < parts.confirmations:
+                return
+            await self._overtaken_by(row, found)
+        elif head.number - care.consumed_head >= max(parts.confirmations, _LEAST_BLOCKS):
+            _log.error("nonce %d of %s was used by an unknown transaction", row.account_nonce, self._lane.wallet)
+            await parts.outbox.append(self._lane.id, [mark_entry("replaced", row, by=None)])
+
+    async def _overtaken_by(self, row: Row, found: Found) -> None:
+        lane = self._lane
+        if found.intent == row.intent:  # the same effect, signed with our key by a lost part of the outbox
+            answer = await lane.parts.rpc.request("eth_getTransactionReceipt", [found.tx_hash])
+            if (inclusion := self._included(answer)) is not None:
+                await lane.parts.outbox.append(lane.id, [mined_entry(row, inclusion)])
+            return
+        _log.error("nonce %d of %s was used by %s, not by %s", row.account_nonce, lane.wallet, found.tx_hash, row.name)
+        await lane.parts.outbox.append(lane.id, [mark_entry("replaced", row, by=found.tx_hash), found_entry(found)])
+
+    # --- memory ------------------------------------------------------------------------------------------------------
+
+    def _care(self, row: Row) -> _Care:
+        care = self._cares.get(_place(row))
+        if care is None:
+            care = self._cares[_place(row)] = _Care(self._now(), self._head_number())
+        return care
+
+    def _forget(self) -> None:
+        alive = {_place(row) for row in self._lane.book.unsettled()}
+        for place in [place for place in self._cares if place not in alive]:
+            del self._cares[place]
+
+    def _now(self) -> float:
+        return self._lane.parts.clock.monotonic()
+
+    def _head_number(self) -> int:
+        head = self._lane.parts.watcher.head
+        return head.number if head is not None else 0
+
+
+def _place(row: Row) -> Place:
+    return row.key, row.attempt
