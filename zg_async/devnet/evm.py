@@ -157,6 +157,11 @@ class _State(PragueState):
         """Do nothing: there are none, and looking for them costs two trie reads a call."""
 
 
+class _Db(ChainDB):
+    def persist_trie_data_dict(self, trie_data_dict: dict[Any, bytes]) -> None:
+        """Do nothing: transactions and receipts are read from our own records."""
+
+
 class _Vm(PragueVM):
     _state_class = _State
 
@@ -189,7 +194,7 @@ class Evm:
         self.chain_id = chain_id
         self.gas_limit = gas_limit
         self._context = ChainContext(chain_id)
-        self._chaindb = ChainDB(AtomicDB(MemoryDB()))
+        self._chaindb = _Db(AtomicDB(MemoryDB()))
         self._forks = 0
         state = _Vm.build_state(
             self._chaindb.db, BlockHeader(difficulty=0, block_number=-1, gas_limit=0), self._context
@@ -273,11 +278,16 @@ class Evm:
         mined: list[MinedTx] = []
         refused: list[SignedTx] = []
         log_index = 0
+        halted: set[bytes] = set()  # senders whose later transactions have to wait for a later block
         for tx in transactions:
+            if tx.sender in halted:
+                continue
             if header.gas_used + tx.gas > header.gas_limit:
+                halted.add(tx.sender)
                 continue
             computation = _apply(state, tx.inner)
             if computation is None:
+                halted.add(tx.sender)
                 refused.append(tx)
                 continue
             receipt = vm.make_receipt(header, tx.inner, computation, state)
@@ -416,8 +426,8 @@ class Evm:
         )
         try:
             return state.costless_execute_transaction(SpoofTransaction(plain, from_=request.sender))  # type: ignore[arg-type]
-        except VMError as error:  # init code above its limit escapes so
-            raise ExecutionFailedError(str(error) or "max initcode size exceeded", None) from error
+        except (VMError, RecursionError) as error:  # init code above its limit escapes so
+            raise ExecutionFailedError(str(error), None) from error
         except ValidationError as error:
             raise BadTransactionError(str(error)) from error
 
@@ -447,7 +457,7 @@ def _apply(state: StateAPI, inner: Any) -> ComputationAPI | None:
     before = state.snapshot()
     try:
         return state.apply_transaction(inner)
-    except (ValidationError, VMError):
+    except (ValidationError, VMError, RecursionError):
         state.revert(before)
         return None
 

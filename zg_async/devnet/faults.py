@@ -20,6 +20,7 @@ import aiohttp
 import anyio
 from aiohttp import web
 from aiohttp.typedefs import Handler
+from yarl import URL
 
 from zg_async.clock import Clock, SystemClock
 from zg_async.errors import ClosedError
@@ -320,9 +321,12 @@ class FaultProxy:
             headers.pop("Accept-Encoding", None)  # the answer may have to be changed
         body = seen.body if seen.body is not None else request.content if request.can_read_body else None
         async with self._session.request(
-            request.method, self._target + request.raw_path, headers=headers, data=body, allow_redirects=False
+            request.method, self._address(request), headers=headers, data=body, allow_redirects=False
         ) as answer:
             yield answer
+
+    def _address(self, request: web.Request) -> URL:
+        return URL(self._target + request.raw_path, encoded=True)
 
     async def _bridge(self, request: web.Request) -> web.StreamResponse:
         near = web.WebSocketResponse(max_msg_size=0)
@@ -332,7 +336,7 @@ class FaultProxy:
             if self._session is None:
                 return near
             async with (
-                self._session.ws_connect(self._target + request.raw_path, max_msg_size=0) as far,
+                self._session.ws_connect(self._address(request), max_msg_size=0) as far,
                 anyio.create_task_group() as group,
             ):
                 group.start_soon(_pump, far, near, group.cancel_scope)

@@ -61,8 +61,9 @@ class NodeChain:
 
     def block_by_hash(self, block_hash: bytes) -> EvmBlock | None:
         """Return a block of the present chain; its balances set by hand included."""
-        block = self._by_hash.get(block_hash)
-        return None if block is None else self.evm.blocks[block.number]
+        known = self._by_hash.get(block_hash)
+        [*block] = self.evm.blocks[known.number : known.number + 1] if known is not None else []
+        return block[0] if block and block[0].hash == block_hash else None
 
     def mined(self, tx_hash: bytes) -> tuple[EvmBlock, MinedTx] | None:
         """Return a mined transaction and its block."""
