@@ -117,7 +117,6 @@ class Broker:
             services=shared.services,
             clock=shared.clock,
             signer=signer,
-            key=signer if isinstance(signer, DecryptionKey) else None,
         )
         self.ledger = LedgerManager(self._context)
         self.fine_tuning = FineTuningManager(self._context, shared.hub)
@@ -178,7 +177,7 @@ class Broker:
     @property
     def can_decrypt(self) -> bool:
         """Whether the wallet's key can open the models it orders; a remote signer usually can't."""
-        return self._context.key is not None
+        return isinstance(self._signer, DecryptionKey)
 
     @property
     def wallets(self) -> tuple[Address, ...]:

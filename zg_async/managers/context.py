@@ -10,7 +10,7 @@ from zg_async.errors import ConfigError
 from zg_async.managers.services import ServiceDirectory
 from zg_async.transport.chain import Chain
 from zg_async.transport.http import Http
-from zg_async.transport.signer import DecryptionKey, Signer
+from zg_async.transport.signer import DecryptionKey, Signer, decryption_key
 from zg_async.wire.contracts import Call
 from zg_async.wire.records import Address, Receipt
 
@@ -24,7 +24,6 @@ class Context:
     services: ServiceDirectory
     clock: Clock
     signer: Signer | None = None
-    key: DecryptionKey | None = None
     funding: anyio.Lock = dataclasses.field(default_factory=anyio.Lock)
     """Held while a funding plan is made and carried out, so that two don't spend the same balance."""
 
@@ -55,12 +54,7 @@ class Context:
         Raises:
             ConfigError: The signer can't decrypt; nothing was paid yet.
         """
-        if self.key is None:
-            raise ConfigError(
-                "this signer can't decrypt, and a fine-tuned model is encrypted to the wallet that ordered it",
-                hint="Use a local key or keystore for the wallet that creates the task",
-            )
-        return self.key
+        return decryption_key(self.require_signer())
 
     async def write(self, call: Call[Any], *, key: str | None = None) -> Receipt:
         """Send a transaction of this wallet through the outbox and wait until it is mined.

@@ -7,7 +7,7 @@ TEE signed, a folder with all its files.
 import os
 import re
 import shutil
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -18,6 +18,7 @@ from zg_async.errors import ConfigError, EnvelopeError, HashMismatchError
 from zg_async.managers.provider_client import ProviderClient
 from zg_async.transport.files import HasherFactory, PartFile, SourceFile, file_error, publish, shown
 from zg_async.transport.transfer import Downloaded, Progress
+from zg_async.transport.unzip import Archive
 from zg_async.wire.envelope import MODEL_CHUNK, ModelDecryptor, plain_size
 from zg_async.wire.hashing import Keccak256, hex0x
 from zg_async.wire.records import Address, Deliverable, DownloadedModel, RootHash
@@ -26,6 +27,7 @@ KECCAK256: Final = "keccak256"
 STORAGE_ROOT: Final = "storage_root"
 _ROOT: Final = re.compile(r"0x([0-9a-f]{64})")
 _BATCH: Final = 16
+_END: Final = object()
 
 
 def roots_of(model_root_hash: bytes) -> frozenset[bytes]:
@@ -264,3 +266,79 @@ class _Decryption:
     def close(self) -> None:
         self._source.close()
         self._output.close()
+
+
+async def unpack(
+    archive: str | os.PathLike[str], output_dir: str | os.PathLike[str], *, max_total: int | None = None
+) -> tuple[str, ...]:
+    """Unpack a decrypted model. Weights are data: what isn't known to be only data goes into a quarantine folder.
+
+    The folder appears when everything is in it; until then it is `<output_dir>.unpacking`, which is removed on any
+    failure.
+
+    Args:
+        archive: The ZIP.
+        output_dir: A folder that doesn't exist yet, or holds just this already.
+        max_total: Bytes everything may have unpacked; None means what the disk holds.
+
+    Returns:
+        The files, relative to the folder, with `/`.
+
+    Raises:
+        UnsafeArchiveError: An entry escapes, links, repeats, overlaps or blows up; or the archive is damaged.
+        ConfigError: The folder exists with something else in it, or can't be written.
+    """
+    archive, output = Path(archive), Path(output_dir)
+    if max_total is None:
+        max_total = await anyio.to_thread.run_sync(_room, output.parent)
+    opened = await anyio.to_thread.run_sync(lambda: Archive(archive, max_total=max_total))
+    try:
+        if not await anyio.to_thread.run_sync(_is_done, opened, output):
+            await _extract(opened, output)
+        return tuple(entry.path for entry in opened.entries)
+    finally:
+        opened.close()
+
+
+async def _extract(archive: Archive, output: Path) -> None:
+    temporary = output.with_name(f"{output.name}.unpacking")
+    steps = archive.extract(temporary)
+    try:
+        await anyio.to_thread.run_sync(_fresh_folder, temporary)
+        while await anyio.to_thread.run_sync(_advance, steps):
+            pass
+        await anyio.to_thread.run_sync(publish, temporary, output)
+    finally:
+        steps.close()
+        with anyio.CancelScope(shield=True):
+            await anyio.to_thread.run_sync(lambda: shutil.rmtree(temporary, ignore_errors=True))
+
+
+def _advance(steps: Iterator[None]) -> bool:
+    return all(next(steps, _END) is None for _ in range(_BATCH))
+
+
+def _room(folder: Path) -> int:
+    try:
+        return shutil.disk_usage(folder).free
+    except OSError as error:
+        raise file_error("write", folder, error) from error
+
+
+def _is_done(archive: Archive, output: Path) -> bool:
+    if not os.path.lexists(output):
+        return False
+    if output.is_dir() and not output.is_symlink():
+        if archive.equals(output):
+            return True
+        if not any(output.iterdir()):
+            return False
+    raise ConfigError(f"{shown(output)} exists with something else in it", hint="Choose another folder, or remove it")
+
+
+def _fresh_folder(folder: Path) -> None:
+    try:
+        shutil.rmtree(folder, ignore_errors=True)  # an earlier run's
+        folder.mkdir(mode=0o700)
+    except OSError as error:
+        raise file_error("write", folder, error) from error

@@ -146,7 +146,7 @@ class LedgerManager:
             service_type: `"fine-tuning"` or `"inference"`.
         """
         await self._services.full_name(service_type)
-        contract = self._services.fine_tuning if service_type == "fine-tuning" else self._services.inference
+        contract: Any = self._services.fine_tuning if service_type == "fine-tuning" else self._services.inference
         first = await self._ctx.chain.call(contract.get_accounts_by_user(self._ctx.wallet, 0, _PAGE))
         return tuple(row for row in await self._rest(contract, first) if row.balance > 0)
 
@@ -322,7 +322,7 @@ class LedgerManager:
         full = [r for r in rows if r.refund_count >= MAX_OPEN_REFUNDS and r.balance > r.pending_refund]
         if not full:
             return
-        contract = self._services.fine_tuning if service_type == "fine-tuning" else self._services.inference
+        contract: Any = self._services.fine_tuning if service_type == "fine-tuning" else self._services.inference
         lock_time = dt.timedelta(seconds=await self._ctx.chain.call(contract.lock_time()))
         now = (await self._ctx.chain.block()).timestamp
         for row in full:
@@ -434,7 +434,7 @@ class LedgerManager:
     async def _ledger_and_account(
         self, provider: Address, service_type: str
     ) -> tuple[Ledger | None, _SubAccount | None]:
-        contract = self._services.fine_tuning if service_type == "fine-tuning" else self._services.inference
+        contract: Any = self._services.fine_tuning if service_type == "fine-tuning" else self._services.inference
         wallet = self._ctx.wallet
         ledger, account = await self._ctx.chain.call_many(
             [self._contract.get_ledger(wallet), contract.get_account(wallet, provider)]

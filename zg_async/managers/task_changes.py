@@ -293,7 +293,10 @@ class TaskStory:
                 self.acknowledged = True
                 return self._state(TaskProgress.USER_ACKNOWLEDGED, "UserAcknowledged", "chain", event.timestamp)
             case FeesSettled():
+                told = self.settled
                 self.settled, self.acknowledged = True, event.acknowledged
+                if told:
+                    return []
                 settled = TaskSettled(
                     **self._common("chain", self._now_at(), f"c{log.block_number}.{log.log_index}"),
                     fee=event.fee,
@@ -303,6 +306,11 @@ class TaskStory:
             case DeliverableAbandoned():
                 self.settled = self.acknowledged = True
                 return self._state(TaskProgress.FINISHED, "Abandoned", "chain", event.timestamp)
+
+    def rewind(self, number: int, block_hash: str) -> None:
+        """Take note that blocks above this one are gone: their events may come again, elsewhere; states stay told."""
+        if self.position[0] > number:
+            self.position = (number, block_hash, 2**31)
 
     def see_block(self, number: int, block_hash: str) -> None:
         """Take note that everything up to a block has been seen."""

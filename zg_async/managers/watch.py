@@ -24,6 +24,7 @@ from zg_async.background import Background
 from zg_async.clock import Clock
 from zg_async.errors import (
     AccountNotFoundError,
+    ChainUnavailableError,
     ClosedError,
     DeliverableNotFoundError,
     ProviderUnavailableError,
@@ -41,7 +42,7 @@ from zg_async.managers.task_changes import (
 )
 from zg_async.transport.chain import Chain
 from zg_async.transport.http import Http
-from zg_async.transport.logs import Rewound
+from zg_async.transport.logs import Cursor, LogBatch, Resync, Rewound
 from zg_async.wire.contracts import (
     TOPIC,
     DeliverableAbandoned,
@@ -105,6 +106,7 @@ class WatchHub:
         self._pollers: dict[Address, _Poller] = {}
         self._watches: dict[tuple[Address, Address, TaskId], weakref.WeakSet[TaskWatch]] = {}
         self._reading = False
+        self._cursor: Cursor | None = None
         self._skew = 0.0
         self._closed = False
 
@@ -163,22 +165,35 @@ class WatchHub:
     async def _read_chain(self) -> None:
         try:
             while any(self._watches.values()):
-                await self._follow()
+                try:
+                    await self._follow()
+                except ChainUnavailableError as e:
+                    self._tell_all(f"the chain can't be read ({e.message}); still trying")
+                    await self.clock.sleep(self.policy.longest)
         finally:
             self._reading = False
 
     async def _follow(self) -> None:
         topics = [TOPIC[name] for name in _TOPICS]
         addresses = [self.services.fine_tuning.address]
-        async with self.chain.logs.follow(addresses=addresses, topics=[topics]) as batches:
+        async with self.chain.logs.follow(addresses=addresses, topics=[topics], cursor=self._cursor) as batches:
             async for batch in batches:
-                if isinstance(batch, Rewound):
-                    continue  # the removed logs come again in their new blocks; what was told stays told once
-                self.saw_block_time(batch.timestamp)
-                for log in batch.logs:
-                    self._dispatch(decode_log(log))
+                self._cursor = batch.cursor
+                match batch:
+                    case LogBatch():
+                        self.saw_block_time(batch.timestamp)
+                        for log in batch.logs:
+                            self._dispatch(decode_log(log))
+                    case Rewound() | Resync():
+                        self._tell_all(batch)
                 if not any(self._watches.values()):
+                    self._cursor = None
                     return
+
+    def _tell_all(self, fact: "Rewound | Resync | str") -> None:
+        for watches in self._watches.values():
+            for watch in watches:
+                watch.put(fact)
 
     def _dispatch(self, event: Any) -> None:
         if not isinstance(event, _FACTS):
@@ -272,7 +287,7 @@ class _Poller:
                 watch.put(what)
 
 
-_Fact = Task | ChainFact | ZgError | str
+_Fact = Task | ChainFact | Rewound | Resync | ZgError | str
 
 
 class TaskWatch:
@@ -442,6 +457,12 @@ class TaskWatch:
             self._closed = True
             self._hub.remove(self)
             raise fact
+        elif isinstance(fact, Rewound):
+            story.rewind(fact.cursor.block_number, fact.cursor.block_hash)
+        elif isinstance(fact, Resync):
+            deliverable = await self._deliverable()
+            if deliverable is not None:
+                self._changes.extend(story.see_deliverable(deliverable))
         elif isinstance(fact, Task):
             deliverable = await self._deliverable() if story.wants_chain(fact) else None
             if deliverable is not None:

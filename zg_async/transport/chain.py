@@ -143,6 +143,17 @@ class Chain:
         return self.network.chain_id
 
     @property
+    def genesis_hash(self) -> str:
+        """The hash of block 0, which tells networks of one chain id apart.
+
+        Raises:
+            ClosedError: The chain isn't open.
+        """
+        if self._genesis is None:
+            raise ClosedError("the chain connection isn't open", hint="Enter the broker first")
+        return self._genesis
+
+    @property
     def wallets(self) -> tuple[Address, ...]:
         """Addresses that can sign here."""
         return tuple(self._signers)
@@ -225,6 +236,22 @@ class Chain:
     async def balance(self, address: str, *, block: int | str = "latest") -> int:
         """Read an address's balance in neuron."""
         return quantity(await self.rpc.request("eth_getBalance", [checksum_address(address), _block(block)]))
+
+    async def transaction_count(self, address: str, *, block: int | str = "latest") -> int:
+        """Read how many transactions an address has had mined."""
+        return quantity(await self.rpc.request("eth_getTransactionCount", [checksum_address(address), _block(block)]))
+
+    async def code_sizes(self, addresses: Sequence[str]) -> list[int]:
+        """Read how many bytes of code stand at some addresses, in one round trip."""
+        answers = await self.rpc.batch([Ask("eth_getCode", [a, "latest"]) for a in addresses])
+        for answer in answers:
+            if isinstance(answer, ChainError):
+                raise answer
+        return [len(blob(answer)) for answer in answers]
+
+    async def gas_price(self) -> int:
+        """Read what a transaction pays per gas now, in neuron."""
+        return quantity(await self.rpc.request("eth_gasPrice"))
 
     async def get_logs(self, addresses: Iterable[str], topics: Topics, first: int, last: int) -> tuple[Log, ...]:
         """Read the logs of a range of blocks; see `LogReader.get_logs`."""
@@ -330,6 +357,23 @@ class Chain:
         """Estimate what a write's gas would cost at today's price, in neuron. Errors as `write` before signing."""
         address = checksum_address(wallet)
         return (await quote(self.rpc, call, address, self.fees, self._clock, above=0)).likely_cost
+
+    async def recall(self, key: str, *, wallet: str) -> Receipt | None:
+        """Look up what was sent under a key, in this or an earlier process, and wait until it is mined.
+
+        Args:
+            key: The effect's name.
+            wallet: Whose.
+
+        Returns:
+            Its receipt; None when nothing was ever signed under this key.
+
+        Raises:
+            ContractRevertedError: It was mined and reverted.
+        """
+        lane = await self._lane(wallet)
+        row = (await self._outbox.refresh(lane.id)).find(key)
+        return None if row is None else await lane.receipt(await lane.wait_mined(row))
 
     async def sweep(self) -> int:
         """Send again, for all wallets, what is recorded and not mined; return how many. `write` does so by itself."""
