@@ -216,6 +216,13 @@ async def test_a_closed_node_has_no_url() -> None:
         _ = node.url
 
 
+async def test_a_taken_port_is_an_error_that_leaves_nothing(node: Node) -> None:
+    other = Node(Evm({}, timestamp=0), port=int(node.url.rsplit(":", 1)[1]))
+    with pytest.raises(OSError, match="in use"):
+        await other.start()
+    assert await node.request("net_version") == "31337"
+
+
 # --- WebSocket ---
 
 

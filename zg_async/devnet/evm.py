@@ -27,6 +27,7 @@ from eth.db.chain import ChainDB  # noqa: E402
 from eth.exceptions import Revert, UnrecognizedTransactionType, VMError  # noqa: E402
 from eth.rlp.headers import BlockHeader  # noqa: E402
 from eth.vm.chain_context import ChainContext  # noqa: E402
+from eth.vm.forks.london.headers import calculate_expected_base_fee_per_gas  # noqa: E402
 from eth.vm.forks.prague import PragueVM  # noqa: E402
 from eth.vm.forks.prague.state import PragueState, PragueTransactionExecutor  # noqa: E402
 from eth.vm.spoof import SpoofTransaction  # noqa: E402
@@ -219,7 +220,7 @@ class Evm:
 
     def next_base_fee(self) -> int:
         """Return the base fee per gas of the block to come, in neuron."""
-        return int(_Vm.create_header_from_parent(self.head.header, timestamp=self.head.timestamp).base_fee_per_gas)
+        return int(calculate_expected_base_fee_per_gas(self.head.header))
 
     # --- transactions ---
 

@@ -246,7 +246,11 @@ class FaultProxy:
         return f"http://{self._host}:{self._bound}"
 
     async def start(self) -> None:
-        """Listen."""
+        """Listen.
+
+        Raises:
+            OSError: The port is taken.
+        """
         app = web.Application(client_max_size=_JSON_LIMIT)
         app.router.add_route("*", "/{path:.*}", self._forward)
         app.on_shutdown.append(self._shut)
@@ -257,8 +261,12 @@ class FaultProxy:
             cookie_jar=aiohttp.DummyCookieJar(),
         )
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0, handle_signals=False)
-        await self._runner.setup()
-        await web.TCPSite(self._runner, self._host, self._port, backlog=1024).start()
+        try:
+            await self._runner.setup()
+            await web.TCPSite(self._runner, self._host, self._port, backlog=1024, reuse_address=True).start()
+        except BaseException:
+            await self.aclose()
+            raise
         self._bound = self._runner.addresses[0][1]
 
     async def aclose(self) -> None:

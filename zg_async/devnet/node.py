@@ -86,15 +86,22 @@ class Node(EngineControls):
         return f"http://{self._host}:{self._bound}"
 
     async def start(self) -> None:
-        """Listen, and mine by the clock if asked for."""
+        """Listen, and mine by the clock if asked for.
+
+        Raises:
+            OSError: The port is taken.
+        """
         app = web.Application(client_max_size=MAX_REQUEST, middlewares=(self._guard, *self._middlewares))
         app.router.add_post("/", self._on_post)
         app.router.add_get("/", self._on_get)
         app.on_shutdown.append(self._drop_sockets)
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0, handle_signals=False)
-        await self._runner.setup()
-        site = web.TCPSite(self._runner, self._host, self._port, backlog=1024, reuse_address=True)
-        await site.start()
+        try:
+            await self._runner.setup()
+            await web.TCPSite(self._runner, self._host, self._port, backlog=1024, reuse_address=True).start()
+        except BaseException:
+            await self.aclose()
+            raise
         self._bound = self._runner.addresses[0][1]
         self.core.start()
 

@@ -6,6 +6,8 @@ Every method that changes the chain returns a `Change`, from which the node tell
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from eth_typing import Address
+
 from zg_async.clock import Clock, SystemClock
 from zg_async.devnet.evm import BadTransactionError, Evm, EvmBlock, MinedTx, SignedTx
 from zg_async.devnet.node_pool import Pool
@@ -93,16 +95,23 @@ class NodeChain:
         """
         tx = self.evm.decode(raw)
         state = self.evm.state_at(self.head)
-        self.pool.add(tx, account_nonce=state.get_nonce(tx.sender), balance=state.get_balance(tx.sender))  # type: ignore[arg-type]
+        sender = Address(tx.sender)
+        self.pool.add(tx, account_nonce=state.get_nonce(sender), balance=state.get_balance(sender))
         return tx
-
-    def is_ready(self, tx: SignedTx) -> bool:
-        """Return whether a transaction waits and the next block could hold it."""
-        return self.pool.get(tx.hash) is not None and any(one.hash == tx.hash for one in self.ready())
 
     def ready(self) -> list[SignedTx]:
         """List what the next block would hold, were it large enough."""
-        return self.pool.ready(base_fee=self.next_base_fee(), account_nonce=self.evm.nonce) if len(self.pool) else []
+        if not len(self.pool):
+            return []
+        state = self.evm.state_at(self.head)
+        return self.pool.ready(
+            base_fee=self.next_base_fee(), account_nonce=lambda sender: state.get_nonce(Address(sender))
+        )
+
+    def mine_for(self, tx: SignedTx) -> Change:
+        """Append a block, if the next one could hold a certain transaction."""
+        ready = self.ready() if self.pool.get(tx.hash) is not None else []
+        return Change(added=[self._append(ready)] if any(one.hash == tx.hash for one in ready) else ())
 
     def mine(self, blocks: int = 1, *, empty: bool = False, step: int = 0) -> Change:
         """Append blocks; the first holds what waits.
@@ -116,15 +125,16 @@ class NodeChain:
         for count in range(blocks):
             if count and step:
                 self.set_next_timestamp(self.head.timestamp + step)
-            block, refused = self.evm.build(
-                () if empty else self.ready(), timestamp=self.next_timestamp(), base_fee=self._next_base_fee
-            )
-            self._next_timestamp = self._next_base_fee = None
-            self._index(block)
-            for tx in refused:
-                self.pool.remove(tx.hash)
-            added.append(block)
+            added.append(self._append(() if empty else self.ready()))
         return Change(added=added)
+
+    def _append(self, transactions: Sequence[SignedTx]) -> EvmBlock:
+        block, refused = self.evm.build(transactions, timestamp=self.next_timestamp(), base_fee=self._next_base_fee)
+        self._next_timestamp = self._next_base_fee = None
+        self._index(block)
+        for tx in refused:
+            self.pool.remove(tx.hash)
+        return block
 
     def _index(self, block: EvmBlock) -> None:
         self._by_hash[block.hash] = block

@@ -92,9 +92,8 @@ class NodeCore:
             tell(tx)
         while self.automine and self._waits(tx):
             async with self._changing:
-                if not (self._waits(tx) and await self.run(lambda: self.chain.is_ready(tx))):
+                if not (await self._change(lambda: self.chain.mine_for(tx))).added:
                     break
-                await self._change(self.chain.mine)
         return tx.hash
 
     def _waits(self, tx: SignedTx) -> bool:
