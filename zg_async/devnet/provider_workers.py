@@ -61,7 +61,7 @@ class Workers:
     def loops(self) -> dict[str, Coroutine[Any, Any, None]]:
         """Return the loops to run, by name."""
         return {
-            "setup": self._loop(self._setup_round),
+            "setup": self._loop(self.setup_round),
             "executor": self._loop(self._training_round),
             "finalizer": self._loop(self._delivery_round),
             "settlement": self._loop(self.settlement.round),
@@ -114,7 +114,8 @@ class Workers:
 
     # --- setup ---
 
-    async def _setup_round(self) -> None:
+    async def setup_round(self) -> None:
+        """Take the oldest new task through setup."""
         states = TaskProgress.INIT, TaskProgress.SETTING_UP, TaskProgress.SET_UP
         await self._attempt("setup", self._set_up, *states)
 
