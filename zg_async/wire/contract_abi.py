@@ -14,6 +14,7 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from eth_abi.codec import ABICodec
+from eth_abi.exceptions import EncodingError
 from eth_abi.registry import registry
 
 from zg_async.wire.contract_tables import SOLIDITY, STRUCTS, TABLES
@@ -245,7 +246,7 @@ def encode(params: Sequence[Param], values: Sequence[Any]) -> bytes:
         raise ValueError(f"{len(params)} values expected, not {len(values)}")
     try:
         return _codec().encode([p.type for p in params], values)
-    except (TypeError, OverflowError) as error:
+    except (EncodingError, TypeError, OverflowError) as error:
         raise ValueError(str(error)) from None
 
 
@@ -292,7 +293,7 @@ class _Decoder:
             return self.struct(param.components, at)
         if param.dynamic:
             size = self._count(at, name)
-            self._take(at + 32, size)
+            self._take(at + 32, size + -size % 32)
             raw = self._data[at + 32 : at + 32 + size]
             return raw if param.type == "bytes" else raw.decode("utf-8", "replace")
         return _static(param.type, self._data[at : at + 32])
