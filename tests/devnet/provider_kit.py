@@ -34,7 +34,16 @@ from zg_async.wire.signing import (
 
 VECTORS = Path(__file__).parents[1] / "vectors" / "fine-tuning.json"
 QWEN = "0xb4f76a886b8655c92bb021922d60b5e4d9271a5c9da98b6cb10937a06c2c75a7"
-PARAMS = '{"neftune_noise_alpha":5,"num_train_epochs":1,"per_device_train_batch_size":2,"learning_rate":0.0002,"max_steps":3}'
+PARAMS = json.dumps(
+    {
+        "neftune_noise_alpha": 5,
+        "num_train_epochs": 1,
+        "per_device_train_batch_size": 2,
+        "learning_rate": 0.0002,
+        "max_steps": 3,
+    },
+    separators=(",", ":"),
+)
 DATASET = b"".join(
     json.dumps({"instruction": f"Where is station {n}?", "input": "", "output": f"In place {n:03}."}).encode() + b"\n"
     for n in range(12)
