@@ -16,7 +16,7 @@ import anyio.lowlevel
 
 from zg_async.background import Background
 from zg_async.clock import Clock
-from zg_async.errors import ChainError, ClosedError, RpcError
+from zg_async.errors import ChainError, ClosedError, RpcError, ZgError
 from zg_async.transport.rpc import Ask, Rpc, quantity
 
 _log = logging.getLogger("zg_async.heads")
@@ -69,8 +69,8 @@ class Poll(Protocol):
         """Take the answers, `ChainError`s in place of refused ones. Must not raise."""
         ...
 
-    def failed(self, error: ChainError) -> None:
-        """Learn that the node has given no answer for `PATIENCE` seconds."""
+    def failed(self, error: ZgError) -> None:
+        """Learn that the node has given no answer for `PATIENCE` seconds, or that the watcher has ended."""
         ...
 
 
@@ -165,6 +165,8 @@ class BlockWatcher:
                     await self._round()
         finally:
             self._running = False
+            for poll in tuple(self._polls):  # closed, or broken: nobody may wait for ever
+                poll.failed(ClosedError("the chain connection is closed"))
 
     async def _pause(self) -> None:
         delay = self._delay()
@@ -235,7 +237,7 @@ class _HeadWait:
     def __init__(self, after: int) -> None:
         self._after = after
         self.block: Block | None = None
-        self.error: ChainError | None = None
+        self.error: ZgError | None = None
         self.change = anyio.Event()
 
     def asks(self) -> Sequence[Ask]:
@@ -246,7 +248,7 @@ class _HeadWait:
             self.block = head
             self.change.set()
 
-    def failed(self, error: ChainError) -> None:
+    def failed(self, error: ZgError) -> None:
         self.error = error
         self.change.set()
 
@@ -257,7 +259,7 @@ class ReceiptPoll:
     def __init__(self, tx_hash: str) -> None:
         """Ask for one hash."""
         self._hash = tx_hash
-        self._error: ChainError | None = None
+        self._error: ZgError | None = None
         self._change = anyio.Event()
         self.receipt: Mapping[str, Any] | None = None
 
@@ -265,7 +267,7 @@ class ReceiptPoll:
         """Wait for the next look.
 
         Raises:
-            ChainError: The node is away.
+            ZgError: The node is away, or the chain was closed.
         """
         await self._change.wait()
         if self._error is not None:
@@ -281,11 +283,11 @@ class ReceiptPoll:
             self.receipt = answers[0]
         self._turn(None)
 
-    def failed(self, error: ChainError) -> None:
+    def failed(self, error: ZgError) -> None:
         """Give up."""
         self._turn(error)
 
-    def _turn(self, error: ChainError | None) -> None:
+    def _turn(self, error: ZgError | None) -> None:
         self._error = error
         self._change.set()
         self._change = anyio.Event()

@@ -17,7 +17,7 @@ from typing import Any, Final
 
 import anyio
 
-from zg_async.errors import ChainError, ChainUnavailableError, RpcError
+from zg_async.errors import ChainError, ChainUnavailableError, RpcError, ZgError
 from zg_async.transport.heads import Block, BlockWatcher, parse_block
 from zg_async.transport.receipts import parse_log
 from zg_async.transport.rpc import Ask, Rpc
@@ -73,7 +73,7 @@ class _Follower:
         self.at = start
         self.events: collections.deque[LogEvent] = collections.deque()
         self.change = anyio.Event()
-        self.error: ChainError | None = None
+        self.error: ZgError | None = None
 
     def put(self, event: LogEvent) -> None:
         if len(self.events) < _MOST_WAITING:
@@ -218,7 +218,7 @@ class LogReader:
             if not isinstance(error, ChainUnavailableError):
                 self.failed(error)
 
-    def failed(self, error: ChainError) -> None:
+    def failed(self, error: ZgError) -> None:
         """Tell the followers that the node is away."""
         for follower in self._followers:
             follower.error = error

@@ -129,7 +129,7 @@ class Monitor:
         else:
             self._tell(None)
 
-    def failed(self, error: ChainError) -> None:
+    def failed(self, error: ZgError) -> None:
         """Tell those who wait that the node is away."""
         self._tell(error)
 

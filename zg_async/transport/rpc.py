@@ -234,7 +234,7 @@ class Rpc:
         limit = sys.getrecursionlimit()
         try:
             web3 = importlib.import_module("web3")
-            base = importlib.import_module("web3.providers.async_base").AsyncBaseProvider
+            base = importlib.import_module("web3.providers.async_base").AsyncJSONBaseProvider
         finally:
             sys.setrecursionlimit(limit)  # py_ecc raises it to 100,000
         made: AsyncWeb3[Any] = web3.AsyncWeb3(_provider_class(base)(self))

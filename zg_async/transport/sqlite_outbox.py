@@ -111,6 +111,7 @@ class SqliteOutbox:
         with contextlib.suppress(FileExistsError):
             os.close(os.open(self._path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
         db = sqlite3.connect(self._path, timeout=_BUSY, isolation_level=None, check_same_thread=False)
+        db.text_factory = lambda text: text.decode(errors="replace")
         try:
             db.execute("PRAGMA journal_mode=WAL")
             db.execute("PRAGMA synchronous=FULL")
@@ -125,6 +126,7 @@ class SqliteOutbox:
         return db
 
     def _put_aside(self, error: sqlite3.Error) -> None:
+        self._close()
         aside = next(p for n in range(1, 10_000) if not (p := self._path.with_suffix(f".damaged-{n}")).exists())
         _log.error("the outbox %s can't be read (%s) and was put aside as %s", self._path, error, aside)
         for ending in ("-wal", "-shm"):
@@ -136,7 +138,14 @@ class SqliteOutbox:
         if (book := self._books.get(lane)) is not None:
             return self._refresh(lane)
         book = LaneBook(lane)
-        if (why := self._examine(book)) is not None:
+        try:
+            why = self._examine(book)
+        except sqlite3.OperationalError:
+            raise
+        except sqlite3.DatabaseError as error:  # damaged beyond reading
+            self._put_aside(error)
+            why = self._examine(book)
+        if why is not None:
             self._record_loss(book, why)
         self._books[lane] = book
         return book
@@ -180,7 +189,7 @@ class SqliteOutbox:
             )
             .fetchall()
         )
-        resumed = {height: resumes for height, resumes, _, _ in rows if resumes is not None}
+        resumed = {height: resumes for height, resumes, _, _ in rows if isinstance(resumes, int)}
         if any(resumes < book.height for resumes in resumed.values()) and book.height:
             book.reset()  # another program went on from below what we took for sound
             self._read(book)
@@ -189,6 +198,8 @@ class SqliteOutbox:
             if any(low < height < high for high, low in resumed.items()):
                 continue
             previous = height - 1 if resumes is None else resumes
+            if not (isinstance(body, bytes) and isinstance(digest, str) and isinstance(previous, int)):
+                raise _BrokenError(f"entry {height} isn't what was written")
             if previous != book.height or link(book.head, book.lane, height, body) != digest:
                 raise _BrokenError(f"the chain of entries is broken at {height}")
             book.take(height, body, digest)
