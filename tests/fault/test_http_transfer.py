@@ -88,7 +88,7 @@ class Provider:
             self.sent += len(piece)
         if isinstance(fault, tuple):
             with anyio.move_on_after(5):
-                while self.progress.bytes_done < end:
+                while self.progress.bytes_done < end:  # noqa: ASYNC110
                     await anyio.sleep(0.001)
             if fault[0] == "stall":
                 await anyio.sleep(30)

@@ -110,7 +110,7 @@ def test_other_spellings_of_an_ipv4_address_are_refused(host):
 
 def test_full_width_digits_are_judged_as_what_they_stand_for():
     with pytest.raises(EndpointRefusedError, match="public"):
-        Egress().check_url("https://１２７.0.0.1/")
+        Egress().check_url("https://\uff11\uff12\uff17.0.0.1/")
 
 
 @pytest.mark.parametrize(

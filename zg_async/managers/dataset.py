@@ -1,7 +1,8 @@
 """Datasets: checked in one pass over the file, sent into a provider's TEE, and the hash compared on both sides."""
 
+import logging
 import os
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -10,17 +11,19 @@ import anyio.to_thread
 
 from zg_async.errors import DatasetError, HashMismatchError
 from zg_async.managers.provider_client import ProviderClient
+from zg_async.text import printable
 from zg_async.transport.files import SourceFile, shown
 from zg_async.transport.multipart import plain_filename
 from zg_async.transport.transfer import Progress
 from zg_async.wire import provider_api
 from zg_async.wire.hashing import hex0x
 from zg_async.wire.records import Address, UploadedDataset
-from zg_async.wire.rows import MAX_TEE_SIZE, DatasetChecker, DatasetReport
+from zg_async.wire.rows import MAX_TEE_SIZE, DatasetChecker, DatasetReport, RowIssue
 
 EXTENSIONS: Final = (".jsonl", ".json")
 """Endings of file names that providers take."""
 _SHOWN: Final = 3
+_log = logging.getLogger("zg_async.dataset")
 
 
 async def check_dataset(
@@ -77,14 +80,22 @@ async def upload_dataset(
         Its hash, equal on both sides.
 
     Raises:
-        DatasetError: The provider would refuse or spoil it. Nothing was sent.
+        DatasetError: The provider would refuse it, or empty every row of it. Nothing was sent.
         HashMismatchError: What was checked, what was sent and what the provider has aren't the same bytes.
         ProviderError: The provider refused it, or gave no answer.
     """
     path = Path(path)
     report = await check_dataset(path)
     if not report.is_ok:
-        raise _refused(path, report)
+        raise _refused(path, report.errors, report)
+    lost = [w for w in report.warnings if w.code == "text_lost"]
+    if report.counts.get("text_lost") == report.rows:
+        raise _refused(path, lost, report)  # it would be paid for, and nothing trained
+    for code in sorted({w.code for w in report.warnings}):
+        first = next(w for w in report.warnings if w.code == code)
+        _log.warning(
+            "%s: %d times from row %d on: %s", shown(path), report.counts[code], first.row, printable(first.message)
+        )
     sent = await client.upload_dataset(
         user, path, plain_filename(path.name, extensions=EXTENSIONS), fields, progress=progress
     )
@@ -101,11 +112,11 @@ async def upload_dataset(
     return uploaded
 
 
-def _refused(path: Path, report: DatasetReport) -> DatasetError:
-    first = "; ".join(f"row {i.row}: {i.message}" if i.row else i.message for i in report.errors[:_SHOWN])
-    more = sum(report.counts[code] for code in {i.code for i in report.errors}) - min(len(report.errors), _SHOWN)
+def _refused(path: Path, issues: Sequence[RowIssue], report: DatasetReport) -> DatasetError:
+    first = "; ".join(f"row {i.row}: {i.message}" if i.row else i.message for i in issues[:_SHOWN])
+    more = sum(report.counts[code] for code in {i.code for i in issues}) - min(len(issues), _SHOWN)
     return DatasetError(
         f"{shown(path)} can't be used: {first}" + (f"; and {more} more" if more else ""),
-        rows=[i.row for i in report.errors if i.row],
+        rows=[i.row for i in issues if i.row],
         hint="check_dataset lists every row",
     )
