@@ -221,7 +221,10 @@ class _Builder:
         devnet.client = ChainClient(devnet.engine.request, devnet.clock)
         devnet.owner = Wallet(devnet.client, accounts.owner().private_key)
         devnet.accounts = accounts.users()
-        plan = plan_deployment(lock_time=self._options.lock_time)
+        try:
+            plan = plan_deployment(lock_time=self._options.lock_time)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
         for step in plan.transactions:
             await devnet.owner.transact(step.to, step.data, step.value)
         devnet.ledger = plan.ledger
