@@ -1,12 +1,14 @@
 """One devnet for the whole run, and a fresh wallet for each test."""
 
+import json
 import os
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from zg_async import Broker, create_broker
+from zg_async import Broker, HttpSettings, PollPolicy, ProviderLimits, create_broker
 from zg_async.devnet.fixtures import zg_devnet, zg_devnet_options
 from zg_async.devnet.process import DevnetProcess
 from zg_async.transport.signer import LocalSigner
@@ -21,7 +23,7 @@ def zg_devnet_options() -> tuple[str, ...]:  # noqa: F811  pytest's way to overr
 
 
 @pytest.fixture
-def devnet(zg_devnet: DevnetProcess) -> DevnetProcess:  # noqa: F811
+def devnet(zg_devnet: DevnetProcess) -> DevnetProcess:
     return zg_devnet
 
 
@@ -43,7 +45,50 @@ def key(devnet: DevnetProcess) -> str:
     return new_key(devnet)
 
 
+def open_broker(devnet: DevnetProcess, key: str | None, state: Path, **options: Any) -> Broker:
+    """A broker on the devnet; its provider has no rate limit, so none is kept."""
+    options.setdefault("http", HttpSettings(limits=ProviderLimits(rate=None)))
+    options.setdefault("polling", PollPolicy(first=0.1, longest=0.5, rate=50.0))
+    return create_broker(key, "local", rpc_url=devnet.rpc_url, state_dir=state, **options)
+
+
 @pytest.fixture
 async def broker(devnet: DevnetProcess, key: str, tmp_path: Path) -> AsyncGenerator[Broker, None]:
-    async with create_broker(private_key=key, network="local", rpc_url=devnet.rpc_url, state_dir=tmp_path) as opened:
+    async with open_broker(devnet, key, tmp_path / "state") as opened:
         yield opened
+
+
+@pytest.fixture
+def faults(devnet: DevnetProcess) -> Iterator[Callable[..., Any]]:
+    """Switch faults and settings of the first provider; all are off again afterwards."""
+    yield lambda **changes: devnet.control("faults", provider=0, **changes)
+    devnet.control("clear_faults")
+
+
+DATASET = "".join(
+    json.dumps({"instruction": f"Name the colour of box {n}.", "input": "", "output": f"Box {n} is green."}) + "\n"
+    for n in range(8)
+)
+PARAMS = {
+    "neftune_noise_alpha": 5,
+    "num_train_epochs": 1,
+    "per_device_train_batch_size": 2,
+    "learning_rate": 0.0002,
+    "max_steps": 3,
+}
+MODEL = "Qwen2.5-0.5B-Instruct"
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> Path:
+    path = tmp_path / "train.jsonl"
+    path.write_text(DATASET)
+    return path
+
+
+@pytest.fixture
+async def task(broker: Broker, provider: str, dataset: Path) -> str:
+    """A task that has just been created."""
+    await broker.ledger.ensure_funded(provider, "fine-tuning", "1")
+    uploaded = await broker.fine_tuning.upload_dataset_to_tee(provider, dataset)
+    return await broker.fine_tuning.create_task(provider, MODEL, uploaded.dataset_hash, PARAMS)

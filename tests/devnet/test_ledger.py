@@ -111,12 +111,12 @@ async def test_the_same_key_is_never_paid_twice(broker, provider):
 
 @pytest.mark.goal("LED-10", part="plans keep the gas back, a drained wallet is refused")
 async def test_a_plan_keeps_back_the_gas_of_acknowledgements_and_a_retrieve(devnet, provider, tmp_path):
-    key = new_key(devnet, 3 * OG + 10**15)
+    key = new_key(devnet, 3 * OG + 2 * 10**15)
     async with create_broker(key, "local", rpc_url=devnet.rpc_url, state_dir=tmp_path) as broker:
         plan = await broker.ledger.plan_funding(provider, "fine-tuning", "1")
         assert plan.gas_reserve > 0
         with pytest.raises(InsufficientGasFundsError, match="kept for acknowledging"):
-            await broker.ledger.ensure_funded(provider, "fine-tuning", "3.0009")
+            await broker.ledger.ensure_funded(provider, "fine-tuning", "3.0015")
         assert await broker.chain.transaction_count(broker.address) == 0
 
 

@@ -236,7 +236,7 @@ class JobRunner:
                 hint="check_dataset() lists them all",
             )
         return DatasetChecked(
-            keccak256=RootHash(hex0x(report.keccak256)),
+            keccak256=report.keccak256,
             size=report.size,
             rows=report.rows,
             row_format=report.format.value,
