@@ -149,8 +149,8 @@ contract InferenceServing is ServingBase {
     // ---- services
 
     function addOrUpdateService(ServiceParams calldata params) external payable {
-        _checkInfo(params.additionalInfo);
         _enlist(params.teeSignerAddress);
+        _checkInfo(params.additionalInfo);
         Offer storage offer = _offers[msg.sender];
         if (
             _differ(offer.serviceType, params.serviceType) || _differ(offer.model, params.model)

@@ -45,10 +45,10 @@ library KeySet {
     {
         total = set.words.length;
         if (offset >= total) return (page, total);
-        uint256 count = total - offset;
-        if (count > limit) count = limit;
-        page = new bytes32[](count);
-        for (uint256 i; i < count; ++i) page[i] = set.words[offset + i];
+        uint256 end = offset + limit;
+        if (end > total) end = total;
+        page = new bytes32[](end - offset);
+        for (uint256 i; i < page.length; ++i) page[i] = set.words[offset + i];
     }
 }
 

@@ -158,7 +158,7 @@ abstract contract ServingBase is Managed, IServing, IERC165 {
 
     function deleteAccount(address user, address provider) external onlyLedger {
         bytes32 key = _key(user, provider);
-        if (!_keys.remove(key)) return;
+        _keys.remove(key);
         _keysOfUser[user].remove(key);
         _keysOfProvider[provider].remove(key);
         SubAccount storage account = _accounts[key];
@@ -274,9 +274,11 @@ abstract contract ServingBase is Managed, IServing, IERC165 {
 
     /// Takes `amount` out of the requested refunds, the newest first.
     function _unrequest(SubAccount storage account, uint256 amount) internal {
+        uint256 pending = account.pending;
+        if (amount > pending) amount = pending;
         if (amount == 0) return;
+        account.pending = pending - amount;
         uint256 live = account.live;
-        account.pending -= amount;
         while (amount != 0) {
             RefundEntry storage entry = account.refunds[live - 1];
             if (entry.amount > amount) {
