@@ -21,7 +21,8 @@ Answers are `{"ok": true, ...}`, or `{"error": text}` with 400 (the command), 40
 | `lose_state` | | the provider forgets its tasks |
 | `clean_up` | | retention runs now |
 | `approve`, `revoke` | | the owner's word on the provider's TEE signer |
-| `inference` | any switch of the inference side | see `inference.Switches` |
+| `inference` | any field of `inference_settings.InferenceSettings` | its inference side |
+| `restart_inference` | | its inference side's process |
 
 Commands about a provider take `provider`: its address or its number from 0; without it they are about all.
 """
@@ -78,6 +79,7 @@ class Control:
             "approve": self._approve,
             "revoke": self._revoke,
             "inference": self._inference,
+            "restart_inference": self._restart_inference,
         }
 
     @property
@@ -255,6 +257,12 @@ class Control:
     async def _revoke(self, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
         for node in self._chosen(arguments):
             await self._devnet.revoke(node.address)
+        return {}
+
+    async def _restart_inference(self, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
+        for node in self._chosen(arguments):
+            if (inference := self._devnet.inference.get(node.address)) is not None:
+                await inference.restart()
         return {}
 
     async def _inference(self, arguments: Mapping[str, Any]) -> Mapping[str, Any]:

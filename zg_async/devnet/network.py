@@ -8,7 +8,7 @@ import dataclasses
 import logging
 import shutil
 import tempfile
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -25,13 +25,15 @@ from zg_async.devnet.deploy import plan_deployment
 from zg_async.devnet.engine import Engine
 from zg_async.devnet.engines import make_engine
 from zg_async.devnet.faults import Fault, FaultProxy, Faults
+from zg_async.devnet.inference import InferenceNode, InferenceSettings
+from zg_async.devnet.inference_chain import WalletChain
 from zg_async.devnet.provider import STAKE, ProviderNode
-from zg_async.devnet.provider_settings import Settings
+from zg_async.devnet.provider_settings import Settings, update
 from zg_async.errors import ConfigError, ContractRevertedError, RpcError
 from zg_async.units import NEURON_PER_0G
 from zg_async.wire.contracts import FineTuningContract, InferenceContract
 from zg_async.wire.hashing import checksum_address, keccak256
-from zg_async.wire.records import Address
+from zg_async.wire.records import Address, TaskId
 
 _log = logging.getLogger("zg_async.devnet.network")
 DEFAULT_PORT: Final = 8545
@@ -40,6 +42,7 @@ USER_BALANCE: Final = 100_000 * NEURON_PER_0G
 PROVIDER_BALANCE: Final = 1_000 * NEURON_PER_0G
 REAL_TICK: Final = 60.0
 _CLOSE_SECONDS: Final = 15.0
+_ON_CHAIN: Final = frozenset({"input_price", "output_price", "lora_enabled"})
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,6 +91,8 @@ class Devnet:
         self.rpc_url = ""
         self.chain_id = CHAIN_ID
         self.providers: list[ProviderNode] = []
+        self.inference: dict[Address, InferenceNode] = {}
+        """Inference sides, by the wallet they share with a fine-tuning provider."""
         self.accounts: tuple[accounts.DevAccount, ...] = ()
         self.control = Control(self)
         self.client: ChainClient
@@ -107,12 +112,18 @@ class Devnet:
             "fine_tuning": self.fine_tuning_contract.address,
             "control_url": self.control.url,
             "control_token": self.control.token,
-            "providers": [{"address": node.address, "url": node.url} for node in self.providers],
+            "providers": [self._describe(node) for node in self.providers],
             "accounts": [
                 {"address": account.address, "private_key": f"0x{account.private_key.hex()}"}
                 for account in self.accounts
             ],
         }
+
+    def _describe(self, node: ProviderNode) -> dict[str, str]:
+        told = {"address": node.address, "url": node.url}
+        if (inference := self.inference.get(node.address)) is not None:
+            told["inference_url"] = inference.url
+        return told
 
     async def increase_time(self, seconds: int) -> None:
         """Move the clock of chain and providers, and mine a block that shows it."""
@@ -131,10 +142,14 @@ class Devnet:
     async def approve(self, provider: Address) -> None:
         """Let the owner approve a provider's TEE signers."""
         await self.owner.send(self.fine_tuning_contract.acknowledge_tee_signer_by_owner(provider))
+        if provider in self.inference:
+            await self.owner.send(self.inference_contract.acknowledge_tee_signer_by_owner(provider))
 
     async def revoke(self, provider: Address) -> None:
         """Let the owner take the approval back."""
         await self.owner.send(self.fine_tuning_contract.revoke_tee_signer_acknowledgement(provider))
+        if provider in self.inference:
+            await self.owner.send(self.inference_contract.revoke_tee_signer_acknowledgement(provider))
 
     def set_rpc_faults(self, changes: Mapping[str, Any]) -> dict[str, Any]:
         """Arm a fault between clients and the node; without any field disarm all. Providers aren't hit."""
@@ -150,7 +165,15 @@ class Devnet:
 
     async def switch_inference(self, providers: Sequence[Address], changes: Mapping[str, Any]) -> dict[str, Any]:
         """Switch the inference sides of some providers."""
-        raise ConfigError("this devnet has no inference side")
+        nodes = [self.inference[address] for address in providers if address in self.inference]
+        if not nodes:
+            raise ConfigError("this devnet has no inference side")
+        for node in nodes:
+            update(node.settings, changes)
+            if _ON_CHAIN & changes.keys():
+                wallet = next(one.wallet for one in self.providers if one.address == node.address)
+                await wallet.send(self.inference_contract.add_or_update_service(**node.service_params()))
+        return {"inference": [dataclasses.asdict(node.settings) for node in nodes]}
 
 
 @contextlib.asynccontextmanager
@@ -177,6 +200,14 @@ async def start_devnet(*, clock: Clock | None = None, **options: Any) -> AsyncGe
     finally:
         with anyio.move_on_after(_CLOSE_SECONDS, shield=True):
             await stack.aclose()
+
+
+_ROLES: Final[Mapping[str, Callable[[int], accounts.DevAccount]]] = {
+    "provider": accounts.fine_tuning_provider,
+    "signer": accounts.fine_tuning_signer,
+    "inference signer": accounts.inference_signer,
+}
+_REAL_INFERENCE_POLL: Final = 5.0
 
 
 class _Builder:
@@ -208,8 +239,8 @@ class _Builder:
     async def _open_all(self) -> None:
         try:
             async with anyio.create_task_group() as group:
-                for node in self._devnet.providers:
-                    group.start_soon(self._open_provider, node)
+                for number, node in enumerate(self._devnet.providers):
+                    group.start_soon(self._open_provider, number, node)
         except ExceptionGroup as errors:  # one provider's reason is enough
             raise errors.exceptions[0] from errors
 
@@ -294,16 +325,15 @@ class _Builder:
         self._stack.push_async_callback(anyio.to_thread.run_sync, lambda: shutil.rmtree(folder, ignore_errors=True))
         return folder
 
-    def _keys(self, number: int) -> tuple[bytes, bytes]:
-        """Return wallet and TEE key: development accounts, or on a chain of others keys only the owner can derive."""
+    def _key(self, role: str, number: int) -> bytes:
+        """Return a role's key: a development account's, or on a chain of others one that only the owner can derive."""
         if self._devnet.chain_id == CHAIN_ID:
-            return accounts.fine_tuning_provider(number).private_key, accounts.fine_tuning_signer(number).private_key
-        secret = self._devnet.owner.private_key
-        return keccak256(secret + b"provider %d" % number), keccak256(secret + b"tee %d" % number)
+            return _ROLES[role](number).private_key
+        return keccak256(self._devnet.owner.private_key + f"{role} {number}".encode())
 
     def _provider(self, number: int, folder: Path) -> ProviderNode:
         devnet, options = self._devnet, self._options
-        wallet_key, tee_key = self._keys(number)
+        wallet_key, tee_key = self._key("provider", number), self._key("signer", number)
         settings = Settings(
             ack_timeout=float(options.ack_timeout),
             train_seconds=float(options.train_seconds),
@@ -321,7 +351,7 @@ class _Builder:
             clock=devnet.clock,
         )
 
-    async def _open_provider(self, node: ProviderNode) -> None:
+    async def _open_provider(self, number: int, node: ProviderNode) -> None:
         devnet = self._devnet
         stakes = 2 if self._options.inference else 1
         least = PROVIDER_BALANCE if devnet.engine is not None else stakes * STAKE + 10 * NEURON_PER_0G
@@ -334,9 +364,47 @@ class _Builder:
         else:
             await self._top_up(node.address, 2 * NEURON_PER_0G)
             await node.publish(occupied=False)
-        if service is None or service != node.tee_signer:
-            await devnet.approve(node.address)
+        if service != node.tee_signer:
+            await devnet.owner.send(devnet.fine_tuning_contract.acknowledge_tee_signer_by_owner(node.address))
+        if self._options.inference:
+            await self._open_inference(number, node)
         await node.start()
+
+    async def _open_inference(self, number: int, node: ProviderNode) -> None:
+        """Serve inference on the same wallet and register it."""
+        devnet, contract = self._devnet, self._devnet.inference_contract
+        tee_key = self._key("inference signer", number)
+        fast = self._options.ticks == "fast"
+
+        async def fetch(task_id: TaskId) -> Path:
+            return node.files.encrypted(task_id)
+
+        inference = InferenceNode(
+            provider_key=node.wallet.private_key,
+            tee_key=tee_key,
+            provider_address=node.address,
+            tee_address=address_of(tee_key),
+            chain=WalletChain(node.wallet, devnet.chain_id, contract, devnet.fine_tuning_contract),
+            fetch_model=fetch,
+            work_dir=node.files.folder / "inference",
+            settings=InferenceSettings(
+                limits=self._options.limits == "default", poll_interval=0.2 if fast else _REAL_INFERENCE_POLL
+            ),
+            clock=devnet.clock,
+        )
+        await inference.serve()
+        self._stack.push_async_callback(inference.aclose)
+        try:
+            service = await devnet.client.call(contract.get_service(node.address))
+        except (ContractRevertedError, RpcError):
+            service = None
+        stake = STAKE if service is None else 0
+        await node.wallet.send(contract.add_or_update_service(**inference.service_params(), value=stake))
+        if service is None or not service.tee_signer_acknowledged or service.tee_signer_address != inference.tee_signer:
+            await devnet.owner.send(contract.acknowledge_tee_signer_by_owner(node.address))
+        await inference.start(from_block=(await devnet.client.head())[0])
+        devnet.inference[node.address] = inference
+        node.inference_url = inference.url
 
     async def _registered(self, node: ProviderNode) -> Address | None:
         """Return the approved signer of a service that already stands; a zero address if none is approved."""
