@@ -9,7 +9,8 @@ from eth_utils import keccak
 
 from tests.clock import FakeClock
 from tests.devnet.node_kit import NEW, OTHER, OWNER, PROBE, calldata, sign
-from zg_async.devnet.evm import BadTransactionError, CallRequest, Evm, ExecutionFailedError, revert_message
+from zg_async.devnet.evm import Evm
+from zg_async.devnet.evm_records import BadTransactionError, CallRequest, ExecutionFailedError, revert_message
 from zg_async.devnet.node_chain import NodeChain
 
 COIN = 10**18

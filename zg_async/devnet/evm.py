@@ -11,8 +11,7 @@ Differences from a stock py-evm chain, each with its reason:
 """
 
 import sys
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 _limit = sys.getrecursionlimit()
@@ -35,6 +34,20 @@ from eth_hash.auto import keccak  # noqa: E402
 from eth_keys.exceptions import BadSignature  # noqa: E402
 from eth_utils.exceptions import ValidationError  # noqa: E402
 
+from zg_async.devnet.evm_records import (  # noqa: E402
+    BadTransactionError,
+    CallRequest,
+    EvmBlock,
+    EvmLog,
+    ExecutionFailedError,
+    MinedTx,
+    SignedTx,
+    check_form,
+    floor_gas,
+    intrinsic_gas_of,
+    revert_message,
+)
+
 # The imports raise the limit to 100,000 (py_ecc), with which a deeply nested JSON text ends the interpreter. A contract
 # calling itself needs about ten Python frames a level and, with 60 million gas, gets some 400 levels deep.
 _EVM_RECURSION = 12_288
@@ -43,107 +56,8 @@ sys.setrecursionlimit(max(_limit, _EVM_RECURSION))
 BLOCK_GAS_LIMIT = 60_000_000
 CALL_GAS_CAP = 20_000_000
 """A call that never ends runs some seconds with this much."""
-MAX_INIT_CODE = 49_152
 INITIAL_BASE_FEE = 10**9
-_HALF_CURVE_ORDER = 0x7FFFFFFFFFFFFFFFFFFFFFFFFFFFFFFF5D576E7357A4501DDFE92F46681B20A0
 _ANCESTORS = 256
-
-
-class BadTransactionError(ValueError):
-    """A transaction that no block can hold, in the words clients know from geth."""
-
-
-class ExecutionFailedError(Exception):
-    """A call ended with an error.
-
-    Attributes:
-        data: The revert data; None when it wasn't a revert (out of gas, bad opcode).
-    """
-
-    def __init__(self, message: str, data: bytes | None) -> None:
-        super().__init__(message)
-        self.data = data
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SignedTx:
-    """A decoded transaction whose signature and form are right."""
-
-    raw: bytes
-    hash: bytes
-    sender: bytes
-    nonce: int
-    gas: int
-    max_fee: int
-    """Per gas, in neuron."""
-    max_tip: int
-    """Per gas, in neuron; equal to `max_fee` for types 0 and 1."""
-    value: int
-    type: int
-    to: bytes | None
-    data: bytes
-    inner: Any
-    """py-evm's own object."""
-
-    @property
-    def cost(self) -> int:
-        """The most it can cost, in neuron."""
-        return self.gas * self.max_fee + self.value
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EvmLog:
-    """One event, by its place in the block."""
-
-    address: bytes
-    topics: tuple[bytes, ...]
-    data: bytes
-    index: int
-    tx_index: int
-    tx_hash: bytes
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MinedTx:
-    """A transaction with its outcome."""
-
-    tx: SignedTx
-    index: int
-    status: int
-    gas_used: int
-    cumulative_gas: int
-    gas_price: int
-    """Per gas, as paid, in neuron."""
-    bloom: int
-    contract: bytes | None
-    logs: tuple[EvmLog, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EvmBlock:
-    """A block; `state_root` may differ from the header's once a balance was set by hand."""
-
-    number: int
-    hash: bytes
-    timestamp: int
-    base_fee: int
-    header: Any
-    size: int
-    mined: tuple[MinedTx, ...]
-    logs: tuple[EvmLog, ...]
-    state_root: bytes
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CallRequest:
-    """What `eth_call` and `eth_estimateGas` are asked; amounts in neuron."""
-
-    sender: bytes = bytes(20)
-    to: bytes | None = None
-    value: int = 0
-    data: bytes = b""
-    gas: int | None = None
-    gas_price: int = 0
 
 
 class _Executor(PragueTransactionExecutor):
@@ -239,7 +153,7 @@ class Evm:
         kind = raw[0] if raw[0] < 0x80 else 0
         if kind not in (0, 1, 2):
             raise BadTransactionError("transaction type not supported")
-        _check_form(inner, kind, self.chain_id, self.gas_limit)
+        check_form(inner, kind, self.chain_id, self.gas_limit)
         try:
             sender = bytes(inner.sender)
         except (BadSignature, ValidationError) as error:
@@ -387,7 +301,7 @@ class Evm:
             ExecutionFailedError: It fails with any.
             BadTransactionError: The sender can't pay the value, or gas for it.
         """
-        floor = max(_intrinsic(request.to, request.data), _floor(request.data))
+        floor = max(intrinsic_gas_of(request.to, request.data), floor_gas(request.data))
         most = min(request.gas or self.gas_limit, self.gas_limit)
         if request.gas_price:
             spare = self.balance(request.sender, block) - request.value
@@ -407,14 +321,16 @@ class Evm:
         return most
 
     def _run(self, request: CallRequest, block: EvmBlock, gas: int, timestamp: int | None) -> ComputationAPI:
-        if gas < _intrinsic(request.to, request.data):
-            raise BadTransactionError(f"intrinsic gas too low: have {gas}, want {_intrinsic(request.to, request.data)}")
+        if gas < intrinsic_gas_of(request.to, request.data):
+            raise BadTransactionError(
+                f"intrinsic gas too low: have {gas}, want {intrinsic_gas_of(request.to, request.data)}"
+            )
         header = block.header.copy(state_root=block.state_root, base_fee_per_gas=0)
         state = self._state(header if timestamp is None else header.copy(timestamp=timestamp))
         balance = state.get_balance(_address(request.sender))
         if balance < request.value:
             raise BadTransactionError(
-                f"insufficient funds for gas * price + value: address {_hex(request.sender)} have {balance} "
+                f"insufficient funds for gas * price + value: address 0x{request.sender.hex()} have {balance} "
                 f"want {request.value}"
             )
         plain = _Vm.create_unsigned_transaction(
@@ -431,15 +347,6 @@ class Evm:
             raise ExecutionFailedError(str(error), None) from error
         except ValidationError as error:
             raise BadTransactionError(str(error)) from error
-
-
-def revert_message(data: bytes) -> str:
-    """Word a revert as nodes do: with the reason when the data is `Error(string)`."""
-    if data[:4] == b"\x08\xc3\x79\xa0" and len(data) >= 68:
-        length = int.from_bytes(data[36:68], "big")
-        reason = data[68 : 68 + min(length, 1024)].decode("utf-8", "replace")
-        return f"execution reverted: {reason}"
-    return "execution reverted"
 
 
 def _raise_error(computation: ComputationAPI) -> None:
@@ -504,45 +411,5 @@ def _block(header: Any, mined: tuple[MinedTx, ...], state_root: bytes) -> EvmBlo
     )
 
 
-def _check_form(inner: Any, kind: int, chain_id: int, gas_limit: int) -> None:
-    if kind == 0 and inner.chain_id is None:
-        raise BadTransactionError("only replay-protected (EIP-155) transactions allowed over RPC")
-    if inner.chain_id != chain_id:
-        raise BadTransactionError(f"invalid chain id for signer: have {inner.chain_id} want {chain_id}")
-    if not 0 < inner.s <= _HALF_CURVE_ORDER or inner.y_parity not in (0, 1):
-        raise BadTransactionError("invalid sender")
-    if max(inner.value, inner.gas, inner.max_fee_per_gas, inner.max_priority_fee_per_gas).bit_length() > 256:
-        raise BadTransactionError("rlp: value larger than 256 bits")
-    if inner.nonce >= 2**64 - 1:
-        raise BadTransactionError("nonce has max value")
-    if inner.max_priority_fee_per_gas > inner.max_fee_per_gas:
-        raise BadTransactionError("max priority fee per gas higher than max fee per gas")
-    if inner.gas > gas_limit:
-        raise BadTransactionError("exceeds block gas limit")
-    if inner.to == CREATE_CONTRACT_ADDRESS and len(inner.data) > MAX_INIT_CODE:
-        raise BadTransactionError(f"max initcode size exceeded: code size {len(inner.data)} limit {MAX_INIT_CODE}")
-    if inner.gas < inner.intrinsic_gas:
-        raise BadTransactionError(f"intrinsic gas too low: gas {inner.gas}, minimum needed {inner.intrinsic_gas}")
-    if inner.gas < (floor := _floor(bytes(inner.data))):  # EIP-7623; py-evm charges it without this check
-        raise BadTransactionError(f"insufficient gas for floor data gas cost: gas {inner.gas}, minimum needed {floor}")
-
-
-def _tokens(data: bytes) -> int:
-    return 4 * len(data) - 3 * data.count(0)
-
-
-def _floor(data: bytes) -> int:
-    return 21_000 + 10 * _tokens(data)
-
-
-def _intrinsic(to: bytes | None, data: bytes) -> int:
-    create = 32_000 + 2 * ((len(data) + 31) // 32) if to is None else 0
-    return 21_000 + 4 * _tokens(data) + create
-
-
 def _address(address: bytes) -> Any:
     return address
-
-
-def _hex(data: bytes | Sequence[int]) -> str:
-    return "0x" + bytes(data).hex()

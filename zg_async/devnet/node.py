@@ -12,12 +12,13 @@ from aiohttp.typedefs import Handler, Middleware
 
 from zg_async.clock import Clock, SystemClock
 from zg_async.devnet.engine import EngineControls
-from zg_async.devnet.evm import Evm, SignedTx
+from zg_async.devnet.evm import Evm
+from zg_async.devnet.evm_records import SignedTx
 from zg_async.devnet.node_chain import Change, NodeChain
 from zg_async.devnet.node_core import NodeCore
-from zg_async.devnet.node_rpc import Method, NodeRpc
+from zg_async.devnet.node_rpc import NodeRpc
 from zg_async.devnet.node_rpc_filters import Watch
-from zg_async.devnet.node_rpc_format import SERVER_ERROR, RpcFailure, invalid
+from zg_async.devnet.node_rpc_format import SERVER_ERROR, Method, RpcFailure, invalid
 from zg_async.errors import ClosedError, RpcError
 from zg_async.wire.strict_json import BadJsonError, decode_json
 

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from eth_typing import Address
 
 from zg_async.clock import Clock, SystemClock
-from zg_async.devnet.evm import BadTransactionError, Evm, EvmBlock, MinedTx, SignedTx
+from zg_async.devnet.evm import Evm
+from zg_async.devnet.evm_records import EvmBlock, MinedTx, SignedTx
 from zg_async.devnet.node_pool import Pool
 
 _MOST_SNAPSHOTS = 1_000
@@ -247,6 +248,3 @@ def _shared(left: Sequence[EvmBlock], right: Sequence[EvmBlock]) -> int:
             break
         count += 1
     return count
-
-
-__all__ = ["BadTransactionError", "Change", "NodeChain"]

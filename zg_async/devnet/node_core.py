@@ -15,7 +15,7 @@ import anyio.to_thread
 
 from zg_async.background import Background, Child
 from zg_async.clock import Clock
-from zg_async.devnet.evm import EvmBlock, SignedTx
+from zg_async.devnet.evm_records import EvmBlock, SignedTx
 from zg_async.devnet.node_chain import Change, NodeChain
 
 T = TypeVar("T")

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 
-from zg_async.devnet.evm import BadTransactionError, SignedTx
+from zg_async.devnet.evm_records import BadTransactionError, SignedTx
 
 PRICE_BUMP_PERCENT = 10
 _MOST_PER_SENDER = 1_000

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from zg_async.devnet.evm import SignedTx
+from zg_async.devnet.evm_records import SignedTx
 from zg_async.devnet.node_chain import Change
 from zg_async.devnet.node_rpc_format import Json, LogFilter, header_json, hex_data, invalid, log_json, read_log_filter
 

@@ -1,12 +1,13 @@
 """JSON-RPC values of a node: what clients send, read strictly; what ethers and web3.py insist on, written."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from zg_async.devnet.evm import CallRequest, EvmBlock, EvmLog, MinedTx, SignedTx
+from zg_async.devnet.evm_records import CallRequest, EvmBlock, EvmLog, MinedTx, SignedTx
 
 Json = dict[str, Any]
+Method = Callable[..., Awaitable[Any]]
 INVALID_PARAMS = -32602
 SERVER_ERROR = -32000
 REVERTED = 3
