@@ -21,7 +21,6 @@ from zg_async.background import Background
 from zg_async.errors import (
     ClosedError,
     ConfigError,
-    DatasetError,
     JobCancelledError,
     JobFailedError,
     JournalError,
@@ -34,9 +33,10 @@ from zg_async.jobs.spec import JobSpec, normalise
 from zg_async.jobs.sqlite import SqliteStore
 from zg_async.jobs.state import JobResult, JobState, JobStatus, apply, fold
 from zg_async.jobs.store import Owner, Store
+from zg_async.managers.dataset import require_usable
 from zg_async.managers.fine_tuning import read_training_params
-from zg_async.wire.hashing import hex0x, parse_address
-from zg_async.wire.records import Address, JobId, RootHash
+from zg_async.wire.hashing import parse_address
+from zg_async.wire.records import Address, JobId
 
 if TYPE_CHECKING:
     from zg_async.broker import Broker
@@ -227,20 +227,13 @@ class JobRunner:
         if spec.dataset_root is not None:
             return None
         report = await self._broker.fine_tuning.check_dataset(spec.dataset)
-        if not report.is_ok:
-            first = report.errors[0]
-            what = f"row {first.row}: {first.message}"
-            raise DatasetError(
-                f"the dataset {spec.dataset} has {len(report.errors)} faults, the first in {what}",
-                rows=[issue.row for issue in report.errors],
-                hint="check_dataset() lists them all",
-            )
+        require_usable(spec.dataset, report)
         return DatasetChecked(
             keccak256=report.keccak256,
             size=report.size,
             rows=report.rows,
             row_format=report.format.value,
-            warnings=tuple(issue.message for issue in report.warnings[:_MAX_WARNINGS]),
+            warnings=tuple(f"row {issue.row}: {issue.message}" for issue in report.warnings[:_MAX_WARNINGS]),
         )
 
     # ---- driving

@@ -28,7 +28,7 @@ import anyio
 import anyio.to_thread
 
 from zg_async.clock import Clock, SystemClock
-from zg_async.errors import ConfigError, JournalError
+from zg_async.errors import ClosedError, ConfigError, JournalError
 from zg_async.jobs.events import Event, JobReconciled, event_body, event_from_json
 from zg_async.jobs.state import fold
 from zg_async.jobs.store import News, Owner, check_owner, check_writable, process_name
@@ -83,7 +83,7 @@ class SqliteStore:
         self._folder = state_dir() / "jobs" if folder is None else Path(folder)
         self.damage: str | None = None
         self._clock = clock or SystemClock()
-        self._mutex = threading.Lock()
+        self._mutex = threading.RLock()
         self._commit = anyio.Lock()
         self._waiting: list[_Entry] = []
         self._news = News()
@@ -139,7 +139,7 @@ class SqliteStore:
             raise JournalError(f"can't open the journal {path}: {error}") from error
         except (sqlite3.DatabaseError, KeyError) as error:
             self.damage = f"{path.name} can't be read ({error})"
-        if self.is_writer:
+        if self.is_writer and self._db is not None:
             self._check()
 
     def _prepare(self, owner: Owner) -> None:
@@ -330,12 +330,13 @@ class SqliteStore:
         if path is None or owner is None or not self.is_writer:
             raise JournalError("only the process that holds the journal can reconcile it")
         rows: list[tuple[Any, ...]] = []
-        with suppress(sqlite3.DatabaseError):
-            sound = sum(1 for _ in self._sound_rows())
-            query = f"select {_COLUMNS}, hash from event where height <= ? order by height"
-            rows = self._require().execute(query, (sound,)).fetchall()
-        with suppress(sqlite3.Error):
-            self._require().close()
+        if self._db is not None:
+            with suppress(sqlite3.DatabaseError):
+                sound = sum(1 for _ in self._sound_rows())
+                query = f"select {_COLUMNS}, hash from event where height <= ? order by height"
+                rows = self._db.execute(query, (sound,)).fetchall()
+            with suppress(sqlite3.Error):
+                self._db.close()
         _set_aside(path)
         self._head_path.unlink(missing_ok=True)
         self._db, self.damage = _connect(path), None
@@ -364,8 +365,8 @@ class SqliteStore:
 
     def _require(self) -> sqlite3.Connection:
         if self._db is None:
-            check_writable(is_open=False, is_writer=True, damage=None)
-            raise JournalError("the journal is not open")
+            check_writable(is_open=False, is_writer=True, damage=self.damage)
+            raise ClosedError("the journal is not open")
         return self._db
 
     async def _in_thread(self, work: Callable[[], _T]) -> _T:
@@ -398,8 +399,12 @@ def _file_name(owner: Owner) -> str:
 def _connect(path: Path) -> sqlite3.Connection:
     os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))  # SQLite gives its -wal and -shm the same mode
     db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=10)
-    db.execute("pragma journal_mode = wal")
-    db.execute("pragma synchronous = full")
+    try:
+        db.execute("pragma journal_mode = wal")
+        db.execute("pragma synchronous = full")
+    except BaseException:
+        db.close()
+        raise
     return db
 
 

@@ -5,8 +5,7 @@ import datetime as dt
 import enum
 import functools
 from collections.abc import Iterable, Mapping
-from types import MappingProxyType
-from typing import Final, assert_never
+from typing import assert_never
 
 from zg_async.jobs.events import (
     NO_JOB,
@@ -41,8 +40,6 @@ from zg_async.jobs.spec import JobSpec
 from zg_async.wire.records import Address, JobId, RootHash, TaskId, TaskProgress, TxHash
 
 __all__ = ["JobResult", "JobSpec", "JobState", "JobStatus", "apply", "fold"]
-
-_NONE: Final[Mapping[str, int]] = MappingProxyType({})
 
 
 class JobStatus(enum.StrEnum):
@@ -116,7 +113,7 @@ class JobState:
     paid: tuple[Paid, ...] = ()
     retry: StageRetrying | None = None
     """The last failure, if nothing good happened since."""
-    generations: Mapping[str, int] = _NONE
+    generations: Mapping[str, int] = dataclasses.field(default_factory=dict)
     """Per stage, how many of its transactions were mined as failures: part of the next one's key."""
     cancel_requested: bool = False
     failure: JobFailed | None = None
@@ -232,7 +229,7 @@ def _add(paid: tuple[Paid, ...], more: tuple[Paid, ...]) -> tuple[Paid, ...]:
 def _next_generation(state: JobState, event: StageRetrying) -> Mapping[str, int]:
     if not event.fresh:
         return state.generations
-    return MappingProxyType({**state.generations, event.stage: state.generations.get(event.stage, 0) + 1})
+    return {**state.generations, event.stage: state.generations.get(event.stage, 0) + 1}
 
 
 def _resumed(state: JobState, event: JobResumed) -> JobState:

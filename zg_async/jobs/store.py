@@ -140,13 +140,13 @@ def process_name() -> str:
 
 def check_writable(*, is_open: bool, is_writer: bool, damage: str | None) -> None:
     """Raise unless rows may be appended."""
-    if not is_open:
-        raise ClosedError("the journal is not open")
     if damage is not None:
         raise JournalError(
             f"the journal is damaged: {damage}",
             hint="Nothing is signed until JobRunner.reconcile() has compared it with chain and providers",
         )
+    if not is_open:
+        raise ClosedError("the journal is not open")
     if not is_writer:
         raise JournalError(
             "another process drives this journal", hint="Attach to its jobs here, or end the other process first"

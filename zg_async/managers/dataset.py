@@ -86,11 +86,7 @@ async def upload_dataset(
     """
     path = Path(path)
     report = await check_dataset(path)
-    if not report.is_ok:
-        raise _refused(path, report.errors, report)
-    lost = [w for w in report.warnings if w.code == "text_lost"]
-    if report.counts.get("text_lost") == report.rows:
-        raise _refused(path, lost, report)  # it would be paid for, and nothing trained
+    require_usable(path, report)
     for code in sorted({w.code for w in report.warnings}):
         first = next(w for w in report.warnings if w.code == code)
         _log.warning(
@@ -110,6 +106,18 @@ async def upload_dataset(
             hint="The upload was changed on its way or at the provider; don't train on it",
         )
     return uploaded
+
+
+def require_usable(path: str | os.PathLike[str], report: DatasetReport) -> None:
+    """Do nothing for a dataset that a provider would train on.
+
+    Raises:
+        DatasetError: The provider would refuse it, or empty every row of it.
+    """
+    if not report.is_ok:
+        raise _refused(Path(path), report.errors, report)
+    if report.counts.get("text_lost") == report.rows:  # it would be paid for, and nothing trained
+        raise _refused(Path(path), [w for w in report.warnings if w.code == "text_lost"], report)
 
 
 def _refused(path: Path, issues: Sequence[RowIssue], report: DatasetReport) -> DatasetError:
