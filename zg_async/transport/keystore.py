@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from Crypto.Cipher import AES
+from Crypto.Protocol import KDF
 
 from zg_async.errors import ConfigError
 from zg_async.wire.hashing import keccak256
@@ -91,6 +92,8 @@ def _derive(path: Path, kdf: str, params: dict[str, Any], password: bytes) -> by
     memory = 128 * n * r
     if not (_MIN_N <= n <= _MAX_N and r >= 1 and p >= 1) or memory > _MAX_MEMORY or n * r * p > _MAX_WORK:
         raise _cost(path)
+    if n >= 1 << (16 * r):  # OpenSSL refuses what RFC 7914 rules out, other wallets write it
+        return bytes(KDF.scrypt(password, salt, 32, n, r, p))  # type: ignore[arg-type]
     return hashlib.scrypt(password, salt=salt, n=n, r=r, p=p, maxmem=memory + 2**20 * (p + 1), dklen=32)
 
 

@@ -48,6 +48,7 @@ class SendFault(enum.Enum):
 
 
 _SEND: Final = (
+    (SendFault.UNDERPRICED, r"replacement|could not replace|underpriced to replace|same nonce"),
     (
         SendFault.KNOWN,
         (
@@ -55,7 +56,6 @@ _SEND: Final = (
             r"|same hash was already|tx already|ALREADY_EXISTS|AlreadyKnown|duplicate transaction|in cache"
         ),
     ),
-    (SendFault.UNDERPRICED, r"replacement|could not replace|underpriced to replace|same nonce"),
     (
         SendFault.NONCE_LOW,
         (

@@ -1,0 +1,84 @@
+import random
+
+import pytest
+
+from zg_async.errors import FeeCapError
+from zg_async.transport.fees import GWEI, FeePolicy, Fees, bump, choose_fees, gas_limit
+
+POLICY = FeePolicy(max_fee_per_gas=100 * GWEI)
+
+
+def fees(fee, tip):
+    return Fees(max_fee_per_gas=fee, max_priority_fee_per_gas=tip)
+
+
+def test_fees_are_twice_the_base_fee_plus_tip():
+    assert choose_fees(POLICY, base_fee=GWEI, gas_price=2 * GWEI, tip=GWEI) == fees(3 * GWEI, GWEI)
+
+
+def test_without_a_suggested_tip_it_is_the_price_less_the_base_fee():
+    assert choose_fees(POLICY, base_fee=GWEI, gas_price=3 * GWEI, tip=None) == fees(4 * GWEI, 2 * GWEI)
+
+
+def test_without_a_base_fee_both_are_the_price():
+    assert choose_fees(POLICY, base_fee=None, gas_price=3 * GWEI, tip=None) == fees(3 * GWEI, 3 * GWEI)
+
+
+def test_a_users_price_is_both_fees():
+    policy = FeePolicy(gas_price=5 * GWEI)
+    assert choose_fees(policy, base_fee=GWEI, gas_price=9, tip=9) == fees(5 * GWEI, 5 * GWEI)
+
+
+def test_fees_are_cut_to_the_cap_while_the_next_block_would_take_them():
+    assert choose_fees(POLICY, base_fee=80 * GWEI, gas_price=0, tip=GWEI) == fees(100 * GWEI, GWEI)
+
+
+@pytest.mark.goal("TX-02", part="caps")
+@pytest.mark.parametrize(("base", "tip"), [(100 * GWEI, 0), (1, 100 * GWEI), (90 * GWEI, GWEI)])
+def test_a_suggestion_above_the_cap_is_an_error_with_the_numbers(base, tip):
+    with pytest.raises(FeeCapError, match="gwei per gas now, the cap is 100 gwei"):
+        choose_fees(POLICY, base_fee=base, gas_price=base + tip, tip=tip)
+
+
+@pytest.mark.parametrize("old", [fees(0, 0), fees(1, 0), fees(9, 9), fees(10, 1), fees(10**9 + 1, 7)])
+def test_a_bump_raises_both_fees_by_a_tenth_rounded_up_and_at_least_by_one(old):
+    new = bump(POLICY, old)
+    assert new.max_fee_per_gas >= max(old.max_fee_per_gas + 1, -(-old.max_fee_per_gas * 110 // 100))
+    assert new.max_priority_fee_per_gas >= max(
+        old.max_priority_fee_per_gas + 1, -(-old.max_priority_fee_per_gas * 110 // 100)
+    )
+
+
+def test_geth_would_accept_every_bump_and_no_bump_passes_the_cap():
+    rng = random.Random(7)
+    for _ in range(20_000):
+        fee = rng.randrange(0, 100 * GWEI + 1) >> rng.randrange(40)
+        old = fees(fee, rng.randrange(fee + 1))
+        wanted = fees(rng.randrange(200 * GWEI), 0) if rng.random() < 0.5 else None
+        new = bump(POLICY, old, wanted)
+        if new is None:
+            continue
+        for before, after in (
+            (old.max_fee_per_gas, new.max_fee_per_gas),
+            (old.max_priority_fee_per_gas, new.max_priority_fee_per_gas),
+        ):
+            assert after > before
+            assert after >= before * 110 // 100  # go-ethereum's threshold
+        assert new.max_priority_fee_per_gas <= new.max_fee_per_gas <= POLICY.max_fee_per_gas
+
+
+def test_a_bump_follows_the_base_fee():
+    assert bump(POLICY, fees(2 * GWEI, GWEI), fees(20 * GWEI, GWEI)) == fees(20 * GWEI, 11 * GWEI // 10)
+
+
+def test_a_bump_ends_at_the_cap():
+    assert bump(POLICY, fees(95 * GWEI, GWEI)) is None
+    assert bump(POLICY, fees(90 * GWEI, GWEI), fees(500 * GWEI, GWEI)) == fees(100 * GWEI, 11 * GWEI // 10)
+
+
+@pytest.mark.goal("TX-02", part="margin")
+def test_gas_is_the_estimate_and_a_fifth_within_the_cap():
+    assert gas_limit(POLICY, 50_001) == 60_002
+    assert gas_limit(POLICY, 9_900_000) == 10_000_000
+    with pytest.raises(FeeCapError, match="needs 10000001 gas"):
+        gas_limit(POLICY, 10_000_001)
