@@ -123,6 +123,7 @@ class Anvil(EngineControls):
         if binary is None:
             raise ConfigError("anvil is not installed", hint=f"Set {ENVIRONMENT} to the binary, or use engine pyevm")
         self._home = tempfile.TemporaryDirectory(prefix="zg-anvil-")
+        started = False
         try:
             self._process = await anyio.open_process(
                 [str(binary), *self._arguments()],
@@ -132,15 +133,15 @@ class Anvil(EngineControls):
             )
             with anyio.fail_after(_START_SECONDS):
                 self._url = f"http://{await self._read_address(self._process)}"
+            self._session = aiohttp.ClientSession()
+            for address, amount in self._balances.items():
+                await self.set_balance(address, amount)
+            started = True
         except (OSError, TimeoutError) as error:
-            await self.aclose()
             raise ChainUnavailableError(f"{binary.name} didn't start: {str(error) or 'no answer'}") from error
-        except BaseException:
-            await self.aclose()
-            raise
-        self._session = aiohttp.ClientSession()
-        for address, amount in self._balances.items():
-            await self.set_balance(address, amount)
+        finally:
+            if not started:
+                await self.aclose()
 
     def _arguments(self) -> list[str]:
         known = {

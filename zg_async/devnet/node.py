@@ -100,11 +100,11 @@ class Node(EngineControls):
         try:
             await self._runner.setup()
             await web.TCPSite(self._runner, self._host, self._port, backlog=1024, reuse_address=True).start()
-        except BaseException:
-            await self.aclose()
-            raise
-        self._bound = self._runner.addresses[0][1]
-        self.core.start()
+            self._bound = self._runner.addresses[0][1]
+            self.core.start()
+        finally:
+            if self._bound is None:
+                await self.aclose()
 
     async def aclose(self) -> None:
         """Stop listening, drop everybody, end mining. Idempotent."""
