@@ -57,7 +57,7 @@ async def test_nothing_is_asked_compressed_and_no_cookie_is_kept(clock):
     assert seen == [("identity", None)] * 2
 
 
-@pytest.mark.goal("ERR-03", part="bodies of all forms")
+@pytest.mark.goal("ERR-03")
 @pytest.mark.parametrize(
     ("status", "body", "kind", "excerpt"),
     [
@@ -212,6 +212,35 @@ async def test_an_idempotent_call_is_repeated_and_another_never(clock):
             assert calls == expected
 
 
+@pytest.mark.goal("TX-04")
+async def test_calls_are_repeated_with_jitter_by_wish_and_within_a_budget_and_never_blindly(clock):
+    script, seen = [], []
+
+    async def handler(request):
+        seen.append(request.method)
+        status, headers = script.pop(0) if script else (503, {})
+        return web.Response(status=status, headers=headers)
+
+    async with serving(handler) as base:
+        settings = HttpSettings(allow_hosts=("127.0.0.1",), retry=RetryPolicy(attempts=4, base=1.0))
+        async with Http(settings=settings, clock=clock) as http:
+            script[:] = [(503, {}), (503, {}), (503, {"Retry-After": "9"}), (200, {})]
+            await http.request("GET", base)
+            first, second, third = clock.slept
+            assert 0 <= first <= 1
+            assert 0 <= second <= 2
+            assert 9 <= third <= 13
+            seen.clear()
+            with pytest.raises(ProviderUnavailableError):
+                await http.request("POST", base, json={"nonce": "1"})
+            assert seen == ["POST"]
+            seen.clear()
+            for _ in range(30):
+                with pytest.raises(ProviderUnavailableError):
+                    await http.request("GET", base, policy=RetryPolicy(attempts=4, base=0.0))
+            assert 30 < len(seen) < 60
+
+
 async def test_a_post_whose_answer_got_lost_is_not_repeated(clock):
     async with raw_serving(b"", b"", b"") as (base, requests), client(clock) as http:
         with pytest.raises(ProviderUnavailableError, match="closed without an answer"):
@@ -363,6 +392,28 @@ async def test_a_name_that_resolves_to_a_private_address_is_refused_at_connect_t
     assert caught.value.provider == "0xab"
 
 
+@pytest.mark.goal("SEC-06")
+async def test_a_providers_url_has_to_be_https_and_public_unless_allowed_and_posts_are_not_redirected(clock):
+    seen = []
+
+    async def handler(request):
+        seen.append(request.path)
+        return web.Response(status=307, headers={"Location": "/elsewhere"})
+
+    async with serving(handler) as base:
+        port = base.rpartition(":")[2]
+        async with Http(clock=clock) as http:
+            for url in (base, f"https://127.0.0.1:{port}", f"https://localhost:{port}", f"http://localhost:{port}"):
+                with pytest.raises(EndpointRefusedError):
+                    await http.request("GET", f"{url}/v1/quote")
+        assert seen == []
+        async with Http(settings=HttpSettings(allow_hosts=(f"127.0.0.1:{port}",)), clock=clock) as http:
+            for more in ({"json": {"signature": "0x"}}, {"signed": True}, {"headers": {"Authorization": "t"}}):
+                with pytest.raises(ProviderRejectedError, match="redirect"):
+                    await http.request("POST" if "json" in more else "GET", f"{base}/x", **more)
+    assert seen == ["/x"] * 3
+
+
 async def test_a_resolver_keeps_only_public_addresses():
     class Names(aiohttp.abc.AbstractResolver):
         async def resolve(self, host, port=0, family=socket.AF_INET):
@@ -406,6 +457,13 @@ async def test_everything_goes_through_the_proxy_and_only_names_are_judged(clock
     assert seen == [("http://provider.example/v1/model", "Basic ")]
     assert caplog.text.count("behind a proxy") == 1
     assert "CANARY" not in caplog.text
+
+
+@pytest.mark.parametrize("proxy", ["http://user:CANARY@", "http://user:CANARY@h:99999"])
+def test_a_proxys_password_is_in_no_message(proxy):
+    with pytest.raises(ConfigError) as caught:
+        Http(settings=HttpSettings(proxy=proxy))
+    assert "CANARY" not in "".join(traceback.format_exception(caught.value)) + repr(HttpSettings(proxy=proxy))
 
 
 async def test_a_dead_proxy_is_named_without_its_password(clock):

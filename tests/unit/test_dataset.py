@@ -137,6 +137,21 @@ async def test_an_upload_is_retried_with_a_fresh_signature(clock, path):
     assert [f["signature"][1] for f in provider.forms] == [b"0x1", b"0x2", b"0x3"]
 
 
+@pytest.mark.goal("DAT-05")
+async def test_an_upload_shows_progress_signs_each_attempt_afresh_and_compares_the_hash(clock, path):
+    answers = [
+        lambda data: {"datasetHash": "0x" + keccak256(data).hex()},
+        lambda data: {"datasetHash": "0x" + "0" * 64},
+    ]
+    progress, provider = Progress(), Dataset(answers[0], faults=[503])
+    done = await upload(clock, provider, path, progress=progress)
+    assert [f["signature"][1] for f in provider.forms] == [b"0x1", b"0x2"]
+    assert done.dataset_hash == "0x" + keccak256(path.read_bytes()).hex()
+    assert (progress.bytes_done, progress.attempt) == (path.stat().st_size, 2)
+    with pytest.raises(HashMismatchError):
+        await upload(clock, Dataset(answers[1]), path)
+
+
 @pytest.mark.goal("DAT-05", part="a mismatch is an error")
 async def test_another_hash_at_the_provider_is_an_error(clock, path):
     with pytest.raises(HashMismatchError, match="don't train on it"):

@@ -431,6 +431,43 @@ async def test_a_missing_archive_is_a_config_error(tmp_path):
         await unpack(tmp_path / "none.zip", tmp_path / "adapter")
 
 
+# --- the whole of resuming --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.goal("DEL-04")
+async def test_after_a_stall_at_90_percent_only_the_rest_comes_and_the_name_appears_last(clock, tmp_path, content):
+    cut, progress, signatures, ranges, names = len(content) * 9 // 10, Progress(), [], [], []
+
+    async def lora(request):
+        signatures.append((await request.json())["signature"])
+        ranges.append(request.headers.get("Range"))
+        names.append(os.listdir(tmp_path))
+        if len(ranges) > 1:
+            where = f"bytes {cut}-{len(content) - 1}/{len(content)}"
+            return web.Response(status=206, body=content[cut:], headers={"Content-Range": where})
+        answer = web.StreamResponse()
+        answer.content_length = len(content)
+        await answer.prepare(request)
+        await answer.write(content[:cut])
+        await anyio.sleep(30)
+        return answer
+
+    async def fresh():
+        return {"signature": f"0x{len(signatures)}", "timestamp": 1}
+
+    settings = HttpSettings(allow_hosts=("127.0.0.1",), limits=UNLIMITED, idle_timeout=0.3)
+    async with serving(lora) as base, Http(settings=settings, clock=clock) as http:
+        await download_model(
+            client(http, base), USER, deliverable(keccak256(content)), tmp_path / "m", fresh, progress=progress
+        )
+    assert ranges == [None, f"bytes={cut}-"]
+    assert signatures == ["0x0", "0x1"]
+    assert names == [["m.part"]] * 2
+    assert os.listdir(tmp_path) == ["m"]
+    assert (tmp_path / "m").read_bytes() == content
+
+
 # --- cancellation and cost --------------------------------------------------------------------------------------------
 
 

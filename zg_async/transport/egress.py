@@ -108,7 +108,8 @@ class Egress:
         except ValueError:
             host, port = None, None
         if not host or not (_NAME.fullmatch(_plain(host)) or _is_address(host)):
-            raise ConfigError(f"{printable(entry, limit=80)!r} is no host", hint="Give a name, optionally with :port")
+            shown = "a URL" if "@" in entry or "/" in entry else repr(printable(entry, limit=80))  # may hold a password
+            raise ConfigError(f"{shown} names no host", hint="Give a name, optionally with :port")
         self._allowed.add((_plain(host), port))
 
     def allows(self, host: str, port: int | None) -> bool:
