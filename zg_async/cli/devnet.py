@@ -8,14 +8,19 @@ import sys
 import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import anyio
+import anyio.from_thread
+import anyio.lowlevel
 import cyclopts
+from anyio.lowlevel import EventLoopToken
 
 from zg_async.background import Background
-from zg_async.devnet.network import Attachment, Devnet, start_devnet
 from zg_async.errors import ConfigError
+
+if TYPE_CHECKING:
+    from zg_async.devnet.network import Attachment, Devnet
 
 OWNER_KEY_VARIABLE = "ZG_OWNER_KEY"
 app = cyclopts.App(name="devnet", help="A local network: chain, contracts, providers that really train, inference.")
@@ -83,6 +88,8 @@ async def up(
     until_stdin_closes
         End also when standard input is closed: for programs that start this one.
     """
+    from zg_async.devnet.network import start_devnet  # chain, numpy and all: only when they are wanted
+
     attachment = None
     if attach is not None:
         attachment = _attachment(attach, ledger_ca, inference_ca, fine_tuning_ca, owner_key_file)
@@ -93,7 +100,7 @@ async def up(
         with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals, anyio.CancelScope() as scope:
             background.start(_stop_on_signal(signals, scope), name="devnet signals")
             if until_stdin_closes:
-                background.start(_stop_on_eof(scope), name="devnet standard input")
+                _stop_on_eof(scope)
             async with start_devnet(
                 providers=providers,
                 engine=engine,
@@ -122,24 +129,24 @@ async def _stop_on_signal(signals: AsyncIterator[signal.Signals], scope: anyio.C
         return
 
 
-async def _stop_on_eof(scope: anyio.CancelScope) -> None:
-    closed = threading.Event()
-    threading.Thread(target=_read_to_eof, args=(closed,), daemon=True).start()  # mustn't hold up the end
-    while not closed.is_set():
-        await anyio.sleep(0.25)
-    scope.cancel()
+def _stop_on_eof(scope: anyio.CancelScope) -> None:
+    token = anyio.lowlevel.current_token()
+    threading.Thread(target=_read_to_eof, args=(scope, token), daemon=True).start()  # mustn't hold up the end
 
 
-def _read_to_eof(closed: threading.Event) -> None:
+def _read_to_eof(scope: anyio.CancelScope, token: EventLoopToken) -> None:
     with contextlib.suppress(OSError):
         while os.read(0, 4096):
             pass
-    closed.set()
+    with contextlib.suppress(anyio.RunFinishedError):
+        anyio.from_thread.run_sync(scope.cancel, token=token)
 
 
 def _attachment(
     url: str, ledger: str | None, inference: str | None, fine_tuning: str | None, key_file: Path | None
-) -> Attachment:
+) -> "Attachment":
+    from zg_async.devnet.network import Attachment
+
     if not (ledger and inference and fine_tuning):
         raise ConfigError("--attach needs --ledger-ca, --inference-ca and --fine-tuning-ca")
     return Attachment(
@@ -163,7 +170,7 @@ def _owner_key(key_file: Path | None) -> bytes:
     return key
 
 
-def _summary(devnet: Devnet) -> str:
+def _summary(devnet: "Devnet") -> str:
     lines = [f"0G devnet   chain {devnet.chain_id}   {devnet.rpc_url}"]
     lines += [f"  provider  {node.address}  {node.url}" for node in devnet.providers]
     lines += [f"  account   {account.address}" for account in devnet.accounts[:3]]
