@@ -403,12 +403,8 @@ class TaskWatch:
             deliverable = await self._deliverable(head.number)
             if deliverable is not None:
                 story.recall(deliverable)
-            for log in await chain.get_logs(
-                [hub.services.fine_tuning.address], [[TOPIC[n] for n in _TOPICS]], cursor.block_number, head.number
-            ):
-                event = decode_log(log)
-                if isinstance(event, _FACTS) and (event.user, event.provider, event.id) == self.key:
-                    changes += story.see_event(event)
+            for event in await self._events(cursor.block_number, head.number):
+                changes += story.see_event(event)
             story.see_block(head.number, head.hash)
         else:
             story.see_block(head.number, head.hash)
@@ -430,6 +426,22 @@ class TaskWatch:
                 raise
             return False
         return block.hash == cursor.block_hash
+
+    async def _events(self, first: int, last: int) -> list[ChainFact]:
+        """Read this task's events of some blocks from the chain."""
+        hub = self._hub
+        topics = [[TOPIC[name] for name in _TOPICS]]
+        logs = await hub.chain.get_logs([hub.services.fine_tuning.address], topics, first, last)
+        events = [decode_log(log) for log in logs]
+        return [e for e in events if isinstance(e, _FACTS) and (e.user, e.provider, e.id) == self.key]
+
+    async def _ask_chain(self, story: TaskStory) -> list[TaskChange]:
+        """See whether the chain bears the provider out: by what happened since, else by the deliverable as it is."""
+        head = await self._hub.chain.block()
+        events = await self._events(story.position[0], head.number)
+        deliverable = await self._deliverable(head.number)
+        changes = [change for event in events for change in story.see_event(event)]
+        return changes + (story.see_deliverable(deliverable) if deliverable is not None else [])
 
     async def _deliverable(self, block: int | None = None) -> Deliverable | None:
         call = self._hub.services.fine_tuning.get_deliverable(self.wallet, self.provider, self.task_id)
@@ -464,10 +476,8 @@ class TaskWatch:
             if deliverable is not None:
                 self._changes.extend(story.see_deliverable(deliverable))
         elif isinstance(fact, Task):
-            deliverable = await self._deliverable() if story.wants_chain(fact) else None
-            if deliverable is not None:
-                self._changes.extend(story.see_deliverable(deliverable))
-            self._changes.extend(story.see_task(fact))
+            chain = await self._ask_chain(story) if story.wants_chain(fact) else []
+            self._changes.extend([*chain, *story.see_task(fact)])
         else:
             self._changes.extend(story.see_event(fact))
 
