@@ -71,17 +71,15 @@ def check_entries(
     folders: set[str] = set()
     total = packed = 0
     for info in infos:
-        _check_kind(info)
         path = _safe_path(info)
+        _check_kind(info)
         if info.is_dir():
             folders.update(_parents(_key(path) + "/x"))
             continue
         _check_size(info, max_ratio)
         total, packed = total + info.file_size, packed + info.compress_size
         if total > max_total or total > max_ratio * packed + RATIO_SLACK:
-            raise UnsafeArchiveError(
-                f"the archive unpacks to more than {max_total} bytes or {max_ratio} times its size"
-            )
+            raise UnsafeArchiveError(f"the archive unpacks to over {max_total} bytes or {max_ratio} times its size")
         key = _key(path)
         if key in files:
             raise _bad(info, "stands twice in the archive, if case and Unicode form don't count")

@@ -183,8 +183,7 @@ class DatasetChecker:
             self._error(self._line, *self._not_json(line, str(error)))
             return
         if not isinstance(row, dict):
-            kind = "null" if row is None else type(row).__name__
-            self._error(self._line, "not_an_object", f"a row has to be a JSON object, not {kind}")
+            self._error(self._line, "not_an_object", "a row has to be a JSON object: write one per line")
             return
         self._check_duplicate(line)
         self._check_row(row)
