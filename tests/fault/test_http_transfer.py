@@ -88,7 +88,7 @@ class Provider:
             self.sent += len(piece)
         if isinstance(fault, tuple):
             with anyio.move_on_after(5):
-                while self.progress.bytes_done < end:  # noqa: ASYNC110
+                while self.progress.bytes_done < end:
                     await anyio.sleep(0.001)
             if fault[0] == "stall":
                 await anyio.sleep(30)
@@ -419,6 +419,35 @@ async def test_cancelling_a_download_anywhere_keeps_a_true_beginning_and_no_conn
                 await anyio.lowlevel.checkpoint()
     assert content.startswith(part.read_bytes() if part.exists() else b"")
     assert not (part.parent / "model.zip").exists()
+
+
+async def test_control_calls_get_through_while_all_transfers_are_busy(clock, content, tmp_path):
+    more = anyio.Event()
+
+    async def handler(request):
+        if request.path == "/v1/model":
+            return web.json_response([])
+        answer = web.StreamResponse()
+        answer.content_length = len(content)
+        await answer.prepare(request)
+        await answer.write(content[:1000])
+        await more.wait()
+        await answer.write(content[1000:])
+        return answer
+
+    async with (
+        serving(handler) as base,
+        client(clock, max_connections=4) as http,
+        anyio.create_task_group() as group,
+    ):
+        for i in range(6):
+            group.start_soon(download, http, base, tmp_path / f"{i}.part")
+        while http.transfers.available_tokens:
+            await anyio.sleep(0.001)
+        with anyio.fail_after(5):
+            await http.request("GET", f"{base}/v1/model")
+        more.set()
+    assert all((tmp_path / f"{i}.part").read_bytes() == content for i in range(6))
 
 
 # --- uploads ----------------------------------------------------------------------------------------------------------

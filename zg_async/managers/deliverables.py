@@ -175,7 +175,7 @@ class Deliverables:
             output_path: A file, or a folder that gets `lora_model_<task_id>.zip` (the peers' name; it is encrypted).
 
         Raises:
-            HashMismatchError: The bytes aren't what the chain says; they are kept as `.part.bad` for inspection.
+            HashMismatchError: The bytes aren't what the chain says; they are removed.
             DeliverableNotFoundError: Nothing was delivered.
         """
         deliverable = await self.get_deliverable(provider, task_id)

@@ -57,6 +57,7 @@ class HttpSettings:
     allow_hosts: tuple[str, ...] = ()
     """Hosts, or `host:port`, that may have private addresses and plain http."""
     max_connections: int = 100
+    """Open at once; transfers take at most three quarters, so that control calls get through."""
     limits: ProviderLimits = dataclasses.field(default_factory=ProviderLimits)
     retry: RetryPolicy = dataclasses.field(default_factory=RetryPolicy)
 
@@ -90,6 +91,7 @@ class Http:
             self.egress.allow(proxy)
         self._ssl = _ssl_context(self.settings.ca_file)
         self.limiter = Limiter(self.clock, self.settings.limits)
+        self.transfers = anyio.CapacityLimiter(max(1, self.settings.max_connections * 3 // 4))
         self._budgets: dict[str, RetryBudget] = {}
         self._session = session
         self._owned = session is None
@@ -114,7 +116,7 @@ class Http:
             connector=connector,
             cookie_jar=aiohttp.DummyCookieJar(),
             headers={"User-Agent": "zg-async"},
-            proxy=self.settings.proxy,
+            proxy=self.settings.proxy,  # for JSON-RPC, which sends by itself
         )
 
     async def aclose(self) -> None:
@@ -194,6 +196,7 @@ class Http:
                 headers={"Accept-Encoding": "identity", **(headers or {})},
                 timeout=self._timeout(transfer, read_timeout),
                 allow_redirects=False,
+                proxy=self.settings.proxy,
                 raise_for_status=False,
                 auto_decompress=False,
                 read_bufsize=MIB if transfer else 64 * KIB,

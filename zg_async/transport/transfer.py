@@ -108,7 +108,7 @@ async def upload_file(
     shown_progress = progress or Progress()
 
     async def attempt() -> Uploaded:
-        async with http.limiter.slot(host) as slot:
+        async with http.limiter.slot(host) as slot, http.transfers:
             return await _Upload(http, url, path, filename, provider, shown_progress).run(await fields(), slot)
 
     return await retry(attempt, clock=http.clock, policy=policy, budget=http.budget(host))
@@ -334,6 +334,7 @@ class _Download:
         start = self._part.size
         async with (
             self._http.limiter.slot(self._host) as slot,
+            self._http.transfers,
             self._http.exchange(
                 "POST",
                 self._url,
