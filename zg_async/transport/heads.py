@@ -21,7 +21,7 @@ from zg_async.transport.rpc import Ask, Rpc, quantity
 
 _log = logging.getLogger("zg_async.heads")
 _QUICK: Final = 0.05
-_SLOWEST: Final = 6.0
+_SLOWEST: Final = 2.0
 _BROKEN_SLOWEST: Final = 20.0
 PATIENCE: Final = 120.0
 """Seconds without any answer after which those who wait are told."""

@@ -53,6 +53,8 @@ class SqliteOutbox:
         self._path = Path(path)
         self._books: dict[LaneId, LaneBook] = {}
         self._db: sqlite3.Connection | None = None
+        self._behind: set[LaneId] = set()
+        """Lanes whose head file couldn't be written after a commit: nothing of them may be sent before it is."""
         self._one = anyio.CapacityLimiter(1)
         self._closed = False
 
@@ -84,6 +86,8 @@ class SqliteOutbox:
     def _translated(self, work: Callable[[], T]) -> T:
         try:
             return work()
+        except _BrokenError as error:
+            raise JournalError(str(error), hint="Nothing was signed. Restart to reconcile with the chain") from None
         except (sqlite3.Error, OSError) as error:
             raise JournalError(
                 f"the outbox {self._path} can't be used: {error}",
@@ -147,6 +151,8 @@ class SqliteOutbox:
             why = self._examine(book)
         if why is not None:
             self._record_loss(book, why)
+        elif book.height:
+            self._write_head(book)  # a crash may have come between commit and head
         self._books[lane] = book
         return book
 
@@ -154,10 +160,9 @@ class SqliteOutbox:
         book = self._books.get(lane)
         if book is None:
             return self._open(lane)
-        try:
-            self._read(book)
-        except _BrokenError as error:
-            raise JournalError(str(error), hint="Nothing was signed. Restart to reconcile with the chain") from None
+        self._read(book)
+        if lane in self._behind:
+            self._write_head(book)
         return book
 
     def _examine(self, book: LaneBook) -> str | None:
@@ -222,7 +227,7 @@ class SqliteOutbox:
     def _append(self, lane: LaneId, entries: Sequence[Entry]) -> bool:
         book = self._open(lane)
         with _transaction(self._connection()) as db:
-            self._refresh(lane)
+            self._read(book)
             try:
                 planned = book.plan(entries)
             except Misfit:
@@ -231,6 +236,7 @@ class SqliteOutbox:
         for height, body, digest in planned:
             book.take(height, body, digest)
         if any(entry["kind"] in _SIGNS for entry in entries):
+            self._behind.add(lane)
             self._write_head(book)
         return True
 
@@ -241,6 +247,7 @@ class SqliteOutbox:
         with _transaction(self._connection()):  # programs take turns: heads never go back
             self._read(book)
             self._head(book.lane).write(_HeadFields(height=book.height, hash=book.head, next_nonce=book.next_nonce))
+        self._behind.discard(book.lane)
 
 
 class _BrokenError(Exception):
