@@ -47,6 +47,7 @@ async def test_control_refuses_browsers_and_other_host_names(zg_devnet, session)
     assert (await _post(session, f"{url}/mine", Host="rebound.example"))[0] == 403
 
 
+@pytest.mark.goal("DOC-04", part="controls")
 async def test_control_only_reads_with_get(zg_devnet, session):
     async with session.get(zg_devnet.info["control_url"]) as reply:
         status = await reply.json()
@@ -157,6 +158,7 @@ async def test_providers_join_contracts_that_stand_already():
 # --- the command ---
 
 
+@pytest.mark.goal("DOC-04", part="process")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_the_command_prints_one_line_and_ends_cleanly_on_a_signal(number):
     command = [sys.executable, "-m", "zg_async.cli.main", "devnet", "up", "--json", "--port", "0", "--providers", "0"]

@@ -29,6 +29,7 @@ def _decrypt(user, deliverable, blob, signer):
     return zipfile.ZipFile(io.BytesIO(plain))
 
 
+@pytest.mark.goal("DOC-04", part="chain and broker")
 async def test_a_task_lives_from_upload_to_the_decrypted_adapter(devnet):
     async with chain_user(devnet, "life") as user:
         task_id = await user.train()
@@ -88,6 +89,7 @@ async def test_live_logs_grow_while_training(devnet):
         await user.wait(task_id, "Finished")
 
 
+@pytest.mark.goal("DOC-04", part="clock")
 async def test_a_missed_window_costs_the_penalty_and_gives_no_key(devnet):
     async with chain_user(devnet, "late") as user:
         task_id = await user.train()

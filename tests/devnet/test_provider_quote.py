@@ -7,6 +7,7 @@ import pytest
 from tests.devnet.provider_kit import TEE_KEY
 from zg_async.devnet.chain_client import address_of
 from zg_async.devnet.quote import build_quote, replay
+from zg_async.wire.attestation import check_quote
 
 
 @pytest.fixture(params=[True, False], ids=["legacy", "v2"])
@@ -55,3 +56,12 @@ def test_legacy_report_data_is_the_signers_address_as_text():
 
 def test_services_differ_in_their_compose_hash():
     assert build_quote(TEE_KEY).body != build_quote(TEE_KEY, name="inference").body
+
+
+@pytest.mark.parametrize("legacy", [True, False])
+def test_every_offline_check_of_the_sdk_passes(legacy):
+    quote = build_quote(TEE_KEY, legacy=legacy)
+    report = check_quote(quote.body, header_signature=quote.signature, expected_signer=address_of(TEE_KEY))
+    assert {check.name: check.outcome for check in report.checks if check.outcome == "fail"} == {}
+    assert any(check.outcome == "pass" for check in report.checks)
+    assert report.signer == address_of(TEE_KEY)

@@ -398,7 +398,7 @@ class _Builder:
             service = await devnet.client.call(contract.get_service(node.address))
         except (ContractRevertedError, RpcError):
             service = None
-        stake = STAKE if service is None else 0
+        stake = await devnet.client.call(contract.min_provider_stake()) if service is None else 0
         await node.wallet.send(contract.add_or_update_service(**inference.service_params(), value=stake))
         if service is None or not service.tee_signer_acknowledged or service.tee_signer_address != inference.tee_signer:
             await devnet.owner.send(contract.acknowledge_tee_signer_by_owner(node.address))

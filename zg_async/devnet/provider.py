@@ -121,7 +121,8 @@ class ProviderNode:
 
     async def register(self) -> None:
         """Put the service on chain with the stake. The server must be open: its address is part of it."""
-        await self.wallet.send(self.service_call(occupied=False, stake=STAKE))
+        stake = await self.client.call(self.contract.min_provider_stake())
+        await self.wallet.send(self.service_call(occupied=False, stake=stake))
 
     async def publish(self, *, occupied: bool) -> None:
         """Write the service's record with its present settings."""

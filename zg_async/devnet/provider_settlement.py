@@ -7,7 +7,7 @@ import anyio.to_thread
 
 from zg_async.devnet.provider_rules import StepError
 from zg_async.devnet.provider_store import ProviderTask
-from zg_async.errors import ZgError
+from zg_async.errors import ChainUnavailableError, ZgError
 from zg_async.wire.envelope import ecies_encrypt
 from zg_async.wire.records import TERMINAL, TaskProgress
 from zg_async.wire.signing import settlement_digest, sign_digest
@@ -75,6 +75,9 @@ class Settlement:
         node, before = self._node, task.progress
         try:
             await self._settle(task, acknowledged=acknowledged)
+        except ChainUnavailableError as error:  # costs no retry: ticks are quick here, an outage isn't
+            _log.debug("settlement of %s waits for the chain: %s", task.id, error)
+            return
         except (StepError, ZgError, ValueError) as error:
             await node.log(task.id, f"Error executing task {task.id}: {error}")
             task.retries["settlement"] = task.retries.get("settlement", 0) + 1
