@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import json
+import time
 
 import pytest
 
@@ -284,3 +285,14 @@ def test_outside_text_in_a_report_is_made_harmless():
     found = check_quote(body, header_signature=None, expected_signer="\x1b[31m")
     assert "\x1b" not in json.dumps(found.to_json(), ensure_ascii=False)
     assert attestation.QUOTE_LIMIT == 4 * 1024 * 1024
+
+
+@pytest.mark.parametrize("text", ["\n" * 400_000, " " * 400_000, "image:" * 60_000, "image:\n" * 60_000])
+def test_a_hostile_compose_file_costs_little_time(text):
+    compose = json.dumps({"docker_compose_file": text})
+    started = time.process_time()
+    found = check_quote(
+        report(tcb_info=json.dumps({"app_compose": compose})), header_signature=None, expected_signer=SIGNER
+    )
+    assert time.process_time() - started < 1.0
+    assert len(found.images) <= 50

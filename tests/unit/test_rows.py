@@ -2,6 +2,7 @@
 
 import base64
 import json
+import time
 import tracemalloc
 
 import pytest
@@ -163,6 +164,15 @@ def test_credentials_are_reported_by_row_and_never_repeated(secret):
     report = check(GOOD, {"instruction": "x", "output": f"use {secret} now"})
     assert codes(report.warnings) == [(2, "credential")]
     assert secret not in json.dumps(report.warnings[0].message)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", ["-eyJ", " sk-", " 0x", "-----BEGIN ", " app-sk-", " xox", " ghp_", " github_pat_"])
+def test_looking_for_credentials_takes_linear_time(part):
+    text = "PRIVATE KEY" + part * (900_000 // len(part))
+    started = time.process_time()
+    check({"instruction": text, "output": "b"})
+    assert time.process_time() - started < 2.0
 
 
 def test_ordinary_text_is_no_credential():

@@ -24,7 +24,7 @@ QUOTE_LIMIT: Final = 4 * 1024 * 1024
 RUNTIME_EVENT: Final = 0x08000001
 _MAX_EVENTS: Final = 10_000
 _ASCII_ADDRESS: Final = re.compile(rb"(0x[0-9a-fA-F]{40})\x00*")
-_IMAGE: Final = re.compile(r"^\s*image:\s*[\"']?([^\s\"'#]{1,300})", re.MULTILINE)
+_IMAGE: Final = re.compile(r"^[ \t]*image:[ \t]*[\"']?([^\s\"'#]{1,300})", re.MULTILINE)
 _IMAGE_UPDATE: Final = re.compile(r"(\S+@sha256:[0-9a-f]{64}) (0x[0-9a-fA-F]{40}) ([0-9a-fA-F]{64})")
 
 Outcome = Literal["pass", "fail", "not_run"]

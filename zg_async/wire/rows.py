@@ -318,7 +318,7 @@ _SECRETS: Final[tuple[tuple[bytes, str, re.Pattern[bytes]], ...]] = tuple(
         ("a GitHub token", (b"github_pat_",), rb"\bgithub_pat_[A-Za-z0-9_]{40,}"),
         ("an AWS key id", (b"AKIA", b"ASIA"), rb"\b(?:AKIA|ASIA)[0-9A-Z]{16}\b"),
         ("a Slack token", (b"xox",), rb"\bxox[abposr]-[A-Za-z0-9-]{10,}"),
-        ("a signed token", (b"eyJ",), rb"\beyJ[A-Za-z0-9_-]{10,}\.eyJ[A-Za-z0-9_-]{10,}\."),
+        ("a signed token", (b"eyJ",), rb"\beyJ[A-Za-z0-9_-]{10,200}\.eyJ[A-Za-z0-9_-]{10}"),
     )
     for needle in needles
 )
