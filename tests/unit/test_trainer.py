@@ -144,6 +144,17 @@ def test_a_set_flag_stops_the_training(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_training_is_stretched_by_waits_that_the_flag_ends(tmp_path: Path) -> None:
+    class Flag(threading.Event):
+        def wait(self, timeout: float | None = None) -> bool:
+            waits.append(timeout)
+            return False
+
+    waits: list[float | None] = []
+    train(ROWS, PARAMS | {"max_steps": 2}, tmp_path, base_model=NAME, seconds=100, stop=Flag())
+    assert waits == [pytest.approx(50, abs=5), pytest.approx(100, abs=5)]
+
+
 def test_no_rows_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="num_samples=0"):
         train([], PARAMS, tmp_path, base_model=NAME)
