@@ -5,10 +5,12 @@ import subprocess
 import sys
 
 import aiohttp
+import anyio
 import pytest
 
 from tests.devnet.provider_kit import chain_user
 from zg_async.devnet.accounts import owner
+from zg_async.devnet.anvil import find_anvil
 from zg_async.devnet.network import start_devnet
 from zg_async.devnet.process import DevnetProcess
 from zg_async.errors import ConfigError
@@ -116,6 +118,26 @@ async def test_the_published_local_addresses_come_out():
             local.fine_tuning,
         )
         assert devnet.describe()["providers"] == []
+
+
+async def test_blocks_come_by_the_clock_once_everything_stands():
+    async with start_devnet(port=0, providers=0, block_time=0.05) as devnet:
+        first, _, _ = await devnet.client.head()
+        with anyio.fail_after(5):
+            while (await devnet.client.head())[0] < first + 3:
+                await anyio.sleep(0.01)
+
+
+@pytest.mark.skipif(find_anvil() is None, reason="anvil isn't installed")
+async def test_anvil_stands_in_for_the_embedded_chain():
+    with DevnetProcess("--engine", "anvil", "--limits", "off") as devnet:
+        async with chain_user(devnet, "anvil") as user:
+            task_id = await user.train()
+            await user.wait(task_id, "Delivered")
+            await user.acknowledge(task_id)
+            await user.wait(task_id, "Finished")
+            await user.control("increase_time", seconds=86400)
+            assert (await devnet.control_async("status"))["clock_offset"] >= 86400 - 2
 
 
 async def test_user_accounts_play_no_role_of_the_network(zg_devnet):

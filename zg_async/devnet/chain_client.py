@@ -167,16 +167,22 @@ class Wallet:
         except RpcError as error:
             raise translate(error, call) from error
 
-    async def transact(self, to: Address | None, data: bytes = b"", value: int = 0) -> Receipt:
+    async def transact(
+        self, to: Address | None, data: bytes = b"", value: int = 0, *, gas: int | None = None
+    ) -> Receipt:
         """Send a transaction and wait until it is mined; see `send`. Without `to` it creates a contract."""
-        fields = {"from": self.address, "data": hex0x(data), "value": hex(value)} | ({"to": to} if to else {})
-        gas = int(await self.client.request("eth_estimateGas", fields), 16) * 12 // 10
+        if gas is None:
+            gas = await self._estimate(to, data, value)
         self._in_flight += 1
         try:
             tx_hash = await self._broadcast(to, data, value, gas)
             return await self._receipt(tx_hash)
         finally:
             self._in_flight -= 1
+
+    async def _estimate(self, to: Address | None, data: bytes, value: int) -> int:
+        fields = {"from": self.address, "data": hex0x(data), "value": hex(value)} | ({"to": to} if to else {})
+        return int(await self.client.request("eth_estimateGas", fields), 16) * 12 // 10
 
     async def _broadcast(self, to: Address | None, data: bytes, value: int, gas: int) -> TxHash:
         price = int(await self.client.request("eth_gasPrice"), 16)

@@ -42,6 +42,8 @@ USER_BALANCE: Final = 100_000 * NEURON_PER_0G
 PROVIDER_BALANCE: Final = 1_000 * NEURON_PER_0G
 REAL_TICK: Final = 60.0
 _CLOSE_SECONDS: Final = 15.0
+_DEPLOY_GAS: Final = 8_000_000
+"""For each deployment transaction: an estimate would run it twice more."""
 _ON_CHAIN: Final = frozenset({"input_price", "output_price", "lora_enabled"})
 
 
@@ -233,6 +235,8 @@ class _Builder:
         folder = await self._folder()
         devnet.providers = [self._provider(number, folder) for number in range(options.providers)]
         await self._open_all()
+        if options.attach is None and options.block_time:
+            await self._mine_by_clock(options.block_time)
         await devnet.control.start()
         self._stack.push_async_callback(devnet.control.aclose)
 
@@ -257,7 +261,7 @@ class _Builder:
         except ValueError as error:
             raise ConfigError(str(error)) from error
         for step in plan.transactions:
-            await devnet.owner.transact(step.to, step.data, step.value)
+            await devnet.owner.transact(step.to, step.data, step.value, gas=_DEPLOY_GAS)
         devnet.ledger = plan.ledger
         devnet.fine_tuning_contract = FineTuningContract(plan.fine_tuning)
         devnet.inference_contract = InferenceContract(plan.inference)
@@ -281,7 +285,6 @@ class _Builder:
                 options.engine,
                 balances,
                 port=port if embedded else 0,
-                block_time=options.block_time,
                 clock=devnet.clock,
                 middlewares=(faults.middleware,),
             )
@@ -296,6 +299,13 @@ class _Builder:
             await self._stack.enter_async_context(opened.pop_all())
         devnet.rpc_url = proxy.url
         return engine
+
+    async def _mine_by_clock(self, seconds: float) -> None:
+        """Slow the chain down once everything stands: thirty transactions would take thirty blocks."""
+        if self._options.engine == "anvil" and not float(seconds).is_integer():
+            raise ConfigError("anvil takes whole seconds between blocks")
+        number = int(seconds) if float(seconds).is_integer() else seconds
+        await self._devnet.client.request("evm_setIntervalMining", number)
 
     async def _attached_chain(self, attach: Attachment) -> None:
         devnet = self._devnet
