@@ -43,7 +43,7 @@ ZgError                                  .code .retryable .hint .retry_after
 """
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 
 class ZgError(Exception):
@@ -69,6 +69,14 @@ class ZgError(Exception):
 
     def __str__(self) -> str:
         return f"{self.message}. {self.hint}" if self.hint else self.message
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copy and pickle without `__init__`: subclasses need keywords, which exceptions don't keep."""
+        return _revive, (type(self), self.args), self.__dict__
+
+
+def _revive(cls: type[ZgError], args: tuple[Any, ...]) -> ZgError:
+    return cls.__new__(cls, *args)
 
 
 class ConfigError(ZgError):
@@ -512,9 +520,7 @@ class JobFailedError(JobError):
 
     code = "job_failed"
 
-    def __init__(
-        self, message: str, *, job_id: str, stage: str, error_code: str = "", hint: str | None = None
-    ) -> None:
+    def __init__(self, message: str, *, job_id: str, stage: str, error_code: str = "", hint: str | None = None) -> None:
         """Make an error about the stage that failed; `error_code` is the `code` of what it failed with."""
         super().__init__(message, hint=hint)
         self.job_id = job_id
