@@ -400,7 +400,7 @@ async def test_a_users_sixth_request_at_once_is_a_429(client: Client) -> None:
     assert statuses.count(429) == 3
 
 
-async def test_the_21st_request_at_once_is_a_503(client: Client) -> None:
+async def test_requests_beyond_the_global_bound_are_a_503(client: Client) -> None:
     client.node.settings.user_in_flight, client.node.settings.global_in_flight = 99, 4
     statuses = await at_once(client, 6)
     assert statuses.count(503) == 2
