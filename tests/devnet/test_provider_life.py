@@ -74,7 +74,7 @@ async def test_the_log_shows_the_trainers_output_in_one_piece(devnet):
 
 async def test_live_logs_grow_while_training(devnet):
     async with chain_user(devnet, "live") as user:
-        await user.control("settings", log_mode="live", train_seconds=1)
+        await user.control("settings", log_mode="live", train_seconds=2)
         params = PARAMS.replace('"max_steps":3', '"max_steps":30')
         task_id = await user.train(trainingParams=params)
         await user.wait(task_id, "Training")
@@ -118,7 +118,7 @@ async def test_a_restart_fails_what_is_unfinished_even_when_delivered(devnet):
 
 async def test_a_second_user_waits_in_the_queue(devnet):
     async with chain_user(devnet, "first") as first, chain_user(devnet, "second") as second:
-        await first.control("settings", train_seconds=1)
+        await first.control("settings", train_seconds=2)
         one = await first.train()
         await first.wait(one, "Training")
         _, upload = await second.upload()
@@ -135,7 +135,7 @@ async def test_a_second_user_waits_in_the_queue(devnet):
 
 async def test_cancelling_during_training_is_too_late(devnet):
     async with chain_user(devnet, "cancel") as user:
-        await user.control("settings", train_seconds=0.5)
+        await user.control("settings", train_seconds=1)
         task_id = await user.train()
         await user.wait(task_id, "Training")
         status, answer = await user.cancel(task_id)
