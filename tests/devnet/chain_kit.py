@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import os
 from collections.abc import AsyncGenerator
 from typing import Any
 
@@ -21,6 +22,8 @@ from zg_async.transport.signer import LocalSigner
 from zg_async.wire.contracts import FineTuningContract, LedgerContract
 
 ZG = 10**18
+ENGINE = os.environ.get("ZG_TEST_ENGINE", "pyevm")
+"""The second opinion: `ZG_TEST_ENGINE=anvil` runs the same tests there."""
 USER = dev_account(1)
 OTHER = dev_account(2)
 LOCAL = NETWORKS["local"]
@@ -69,7 +72,7 @@ class Rig:
 
 
 @contextlib.asynccontextmanager
-async def open_rig(*, contracts: bool = True, ledger: bool = True, engine: str = "pyevm") -> AsyncGenerator[Rig, None]:
+async def open_rig(*, contracts: bool = True, ledger: bool = True, engine: str = ENGINE) -> AsyncGenerator[Rig, None]:
     balances = {account.address: 100_000 * ZG for account in (owner(), USER, OTHER)}
     async with make_engine(engine, balances) as node, Http() as http:
         client = ChainClient(node.request, SystemClock())

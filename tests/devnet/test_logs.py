@@ -44,7 +44,7 @@ BALANCE = [[TOPIC["BalanceUpdated"]]]
 
 
 async def test_a_follower_gets_the_logs_of_its_contracts_once_and_in_order():
-    async with following() as (rig, chain, events):
+    async with following() as (rig, _, events):
         receipt = await some_event(rig, PROVIDER)
         batch = await take(events, LogBatch)
         assert [log.tx_hash for log in batch.logs] == [receipt.tx_hash]

@@ -263,7 +263,8 @@ class Chain:
         """Do something on the chain, exactly once, and wait until it is in a block.
 
         It is simulated first, so what would fail costs nothing. Its signed bytes are recorded before they are sent;
-        lost answers, crashes and repeated calls never make it happen twice. Mined isn't final: `wait_final` is.
+        lost answers, crashes and repeated calls never make it happen twice. Cancelling ends the waiting only: once it
+        is recorded it will happen. Mined isn't final: `wait_final` is.
 
         Args:
             call: What to do.

@@ -158,6 +158,7 @@ class BlockWatcher:
                 raise ClosedError("the chain connection is closed") from None
 
     async def _run(self) -> None:
+        self._broken_since = None
         try:
             while self._polls:
                 await self._pause()

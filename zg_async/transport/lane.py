@@ -82,6 +82,8 @@ class Lane:
         self.book = book
         self.monitor = Monitor(self)
         self._lock = anyio.Lock()
+        self._gate = anyio.Lock()
+        self._inside = 0
         self._send_lock = anyio.Lock()
         self._outgoing: dict[tuple[str, int], Row] = {}
         self._answers: dict[tuple[str, int], Any] = {}
@@ -106,7 +108,8 @@ class Lane:
         """
         row = self._known(await self._refreshed(), call, key)
         if row is None or row.status is RowStatus.REPLACED:
-            row = await self._sign(call, key, named, await self.quote(call))
+            async with self._admitted():
+                row = await self._sign(call, key, named, await self.quote(call))
         if row.status is RowStatus.SIGNED:
             await self.send(row)
         return row
@@ -147,11 +150,25 @@ class Lane:
                     return self._found(key)
         raise JournalError(f"no nonce could be had for {self.wallet}: other programs take them all")
 
-    async def _room(self, call: Call[Any], price: Quote) -> Quote:
-        if len(self.book.open_rows()) >= MAX_UNMINED:
+    @contextlib.asynccontextmanager
+    async def _admitted(self) -> AsyncGenerator[None, None]:
+        """Hold one of the places for unmined transactions, so that what is asked inside is still true when signing."""
+        async with self._gate:
+            await self._wait_for_room(lambda: self._inside)
+            self._inside += 1
+        try:
+            yield
+        finally:
+            self._inside -= 1
+
+    async def _wait_for_room(self, more: Callable[[], int]) -> None:
+        if len(self.book.open_rows()) + more() >= MAX_UNMINED:
             async with self.watched():
-                while len(self.book.open_rows()) >= MAX_UNMINED:
+                while len(self.book.open_rows()) + more() >= MAX_UNMINED:
                     await self.monitor.wait_change()
+
+    async def _room(self, call: Call[Any], price: Quote) -> Quote:
+        await self._wait_for_room(lambda: 0)  # other programs may have filled it
         if self.parts.clock.monotonic() - price.at > _STALE:
             return await self.quote(call)
         return price
