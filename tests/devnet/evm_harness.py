@@ -135,6 +135,9 @@ class Machine:
     def storage(self, address: str, slot: int) -> int:
         return int(self._state().get_storage(_raw(address), slot))
 
+    def code(self, address: str) -> bytes:
+        return bytes(self._state().get_code(_raw(address)))
+
     def put(self, address: str, *, code: bytes | None = None, slots: dict[int, int] | None = None) -> None:
         """Write code or storage by hand."""
         state = self._state()
