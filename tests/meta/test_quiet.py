@@ -33,14 +33,16 @@ def test_library_starts_no_process_and_evaluates_nothing():
     assert [p.name for p in LIBRARY if _calls(p) & bad] == []
 
 
-def test_no_bare_except_hides_errors():
+def test_no_broad_except_hides_errors():
+    """A handler of everything cleans up and raises again; the runner's edge around a job is the one exception."""
     broad = [
-        p.name
+        f"{p.relative_to(PACKAGE)}:{n.lineno}"
         for p in LIBRARY
         for n in ast.walk(ast.parse(p.read_text()))
         if isinstance(n, ast.ExceptHandler)
         and (n.type is None or ast.unparse(n.type) in ("Exception", "BaseException"))
-        and p.name != "runner.py"
+        and not (isinstance(n.body[-1], ast.Raise) and n.body[-1].exc is None)
+        and p.parent.name != "jobs"
     ]
     assert broad == []
 

@@ -195,6 +195,8 @@ class LoraManager:
         on_progress: OnProgress | None,
     ) -> DeployResponse:
         if adapter is not None and adapter.state is AdapterState.ACTIVE:
+            if on_progress:
+                on_progress(adapter.state_text)
             return DeployResponse(message="already active", adapter_name=name, state=AdapterState.ACTIVE)
         message, state = "deployment in progress", adapter.state if adapter else AdapterState.UNKNOWN
         if adapter is None or adapter.state in (AdapterState.READY, AdapterState.FAILED, AdapterState.UNKNOWN):
