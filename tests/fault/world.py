@@ -370,6 +370,12 @@ class Ledger:
     def __init__(self, process: Process, chain: FakeChain) -> None:
         self.process, self.world, self.chain = process, process.world, chain
 
+    async def get_ledger_with_detail(self) -> SimpleNamespace:
+        accounts = await self.process.call(
+            "rpc read", lambda: [provider for provider, kind in self.world.accounts if kind == "fine-tuning"]
+        )
+        return SimpleNamespace(fine_tuning=tuple(SimpleNamespace(provider=provider) for provider in accounts))
+
     async def ensure_funded(self, provider: str, service_type: str, amount: int, *, key: str) -> tuple[Receipt, ...]:
         receipts: list[Receipt] = []
         while known := await self.chain.recall(f"{key}/{len(receipts) + 1}", wallet=WALLET):

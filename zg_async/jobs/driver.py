@@ -17,11 +17,13 @@ from zg_async.errors import (
     UnfinishedTaskError,
     ZgError,
 )
+from zg_async.jobs.delivering import clean_up
 from zg_async.jobs.events import CancelRequested, Event, JobFailed, JobQueued, JobSucceeded, StageRetrying
 from zg_async.jobs.scheduler import Scheduler
-from zg_async.jobs.stages import Stage, Work, clean_up, next_stage
+from zg_async.jobs.stages import next_stage
 from zg_async.jobs.state import JobState, apply, fold
 from zg_async.jobs.store import Store
+from zg_async.jobs.work import Stage, Work
 
 if TYPE_CHECKING:
     from zg_async.broker import Broker

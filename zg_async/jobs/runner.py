@@ -21,6 +21,7 @@ from zg_async.background import Background
 from zg_async.errors import (
     ClosedError,
     ConfigError,
+    ContractRevertedError,
     JobCancelledError,
     JobFailedError,
     JournalError,
@@ -28,6 +29,7 @@ from zg_async.errors import (
 )
 from zg_async.jobs.driver import Driver, now
 from zg_async.jobs.events import DatasetChecked, Event, JobResumed, JobSubmitted
+from zg_async.jobs.preparing import first_key
 from zg_async.jobs.scheduler import Scheduler
 from zg_async.jobs.spec import JobSpec, normalise
 from zg_async.jobs.sqlite import SqliteStore
@@ -110,7 +112,8 @@ class JobRunner:
         if events := await self._store.read(job_id):
             return self._same(fold(events), spec)
         checked = await self._check(spec)
-        submitted = JobSubmitted(spec=spec, wallet=wallet, suspect=self._store.was_reconciled and spec.key is not None)
+        suspect = spec.key is not None and (self._store.was_reconciled or await self._left_traces(job_id, wallet))
+        submitted = JobSubmitted(spec=spec, wallet=wallet, suspect=suspect)
         at = now(self._clock)
         stamped = [dataclasses.replace(e, at=at) for e in (submitted, checked) if e is not None]
         created = await self._store.create(job_id, *stamped)
@@ -206,6 +209,13 @@ class JobRunner:
         chain = self._broker.chain
         text = "\n".join((str(chain.chain_id), chain.genesis_hash, wallet, spec.key))
         return JobId(f"job-{hashlib.sha256(text.encode()).hexdigest()[:20]}")
+
+    async def _left_traces(self, job_id: JobId, wallet: Address) -> bool:
+        """Say whether the outbox knows a job that the journal doesn't: then the journal was lost, not the job."""
+        try:
+            return await self._broker.chain.recall(first_key(job_id), wallet=wallet) is not None
+        except ContractRevertedError:
+            return True
 
     def _same(self, state: JobState, spec: JobSpec) -> "JobHandle":
         if state.spec != spec:

@@ -1,0 +1,179 @@
+"""The stages before there is a task: choose the provider, fund it, acknowledge it, give it the dataset."""
+
+import itertools
+from collections.abc import AsyncGenerator, Sequence
+from typing import Final
+
+from zg_async.errors import (
+    ConfigError,
+    HashMismatchError,
+    LedgerNotFoundError,
+    LimitError,
+    ProviderError,
+    ProviderUnavailableError,
+)
+from zg_async.jobs.events import (
+    DatasetUploaded,
+    Event,
+    Paid,
+    ProviderAcknowledged,
+    ProviderFunded,
+)
+from zg_async.jobs.work import Work, known, lost_task, terms_of
+from zg_async.units import NEURON_PER_0G, format_amount
+from zg_async.wire.provider_api import estimate_fee
+from zg_async.wire.records import (
+    Address,
+    FineTuningService,
+    JobId,
+    RootHash,
+    Task,
+)
+from zg_async.wire.rows import check_training_params
+
+INFERENCE_BUDGET: Final = 2 * NEURON_PER_0G
+"""What a provider wants to see before it serves a chat, and what the peers top up to (0g-serving-broker)."""
+UNKNOWN_DATASET_BUDGET: Final = NEURON_PER_0G
+"""For a dataset given by its hash, whose size we don't know: the contract's minimum transfer."""
+ROW_OVERHEAD_TOKENS: Final = 64
+"""Room per row for what a chat template adds; a byte is at most one token."""
+
+
+async def choose_provider(work: Work) -> AsyncGenerator[Event, None]:
+    """Settle who trains and on which terms."""
+    chosen = work.spec.provider or work.state.provider
+    services = await work.broker.fine_tuning.list_service(include_unacknowledged=chosen is not None)
+    if chosen is not None:
+        services = tuple(s for s in services if s.provider == chosen)
+        if not services:
+            raise ConfigError(f"{chosen} is no fine-tuning provider", hint="list_service() shows the registered ones")
+        await _check_serving(work, services[0])
+        yield terms_of(services[0])
+        return
+    yield terms_of(await _traced(work, services) or await _best_free(work, services))
+
+
+async def _traced(work: Work, services: Sequence[FineTuningService]) -> FineTuningService | None:
+    """After the journal lost rows: return the provider that already has this job's task."""
+    if not work.state.suspect:
+        return None
+    try:
+        detail = await work.broker.ledger.get_ledger_with_detail()
+    except LedgerNotFoundError:
+        return None
+    paid = {account.provider for account in detail.fine_tuning}  # without a sub-account there is no task
+    for service in services:
+        if service.provider in paid and await lost_task(work, service.provider) is not None:
+            return service
+    return None
+
+
+async def _best_free(work: Work, services: Sequence[FineTuningService]) -> FineTuningService:
+    """Return the best provider that answers, has the model and no unfinished task of this wallet."""
+    reasons: dict[Address, str] = {}
+    retryable = False
+    for service in work.scheduler.order(services, work.wallet):
+        try:
+            await work.broker.fine_tuning.resolve_model(service.provider, work.spec.model)
+            await _check_serving(work, service)
+            blocking = await _foreign_task(work, service.provider)
+        except (ProviderError, ConfigError) as error:
+            reasons[service.provider] = error.message
+            retryable |= error.retryable
+            continue
+        if blocking is None:
+            return service
+        retryable, reasons[service.provider] = True, f"has the unfinished task {blocking.id} of this wallet"
+    tried = "; ".join(f"{provider}: {reason}" for provider, reason in reasons.items()) or "none is registered"
+    if retryable:
+        raise ProviderUnavailableError(f"no fine-tuning provider is free: {tried}")
+    raise ConfigError(f"no fine-tuning provider takes this job: {tried}")
+
+
+async def _check_serving(work: Work, service: FineTuningService) -> None:
+    """Raise unless the adapter can be deployed later, if it is to be."""
+    if work.spec.deploy:
+        where = work.spec.inference_provider or service.provider
+        await work.broker.inference.lora.preflight(where, work.spec.model)
+
+
+async def _foreign_task(work: Work, provider: Address) -> Task | None:
+    """Return an unfinished task that no job of this runner accounts for; asking also shows that the provider lives."""
+    tasks = await work.broker.fine_tuning.list_task(provider)
+    if work.scheduler.jobs_at(work.wallet, provider):
+        return None
+    return next((task for task in tasks if not task.is_terminal), None)
+
+
+async def fund(work: Work) -> AsyncGenerator[Event, None]:
+    """Make the sub-accounts hold what the job needs."""
+    amount = await _needed(work)
+    cap = work.spec.max_spend
+    if cap is not None and amount > int(cap):
+        raise LimitError(
+            f"the task may cost up to {format_amount(amount)}, the cap is {format_amount(int(cap))}",
+            hint="Raise max_spend, or set budget to what you expect it to cost",
+        )
+    if "fine-tuning" not in work.state.funded:
+        yield await _fund(work, work.provider, "fine-tuning", amount)
+    if work.spec.deploy and "inference" not in work.state.funded:
+        budget = work.spec.inference_budget
+        yield await _fund(
+            work, work.inference_provider, "inference", INFERENCE_BUDGET if budget is None else int(budget)
+        )
+
+
+async def _fund(work: Work, provider: Address, service_type: str, amount: int) -> ProviderFunded:
+    keys = work.keys(_funding(service_type))
+    await work.broker.ledger.ensure_funded(provider, service_type, amount, key=keys[-1])
+    paid: tuple[Paid, ...] = ()
+    for key in keys:  # one transaction per step, numbered by the manager
+        for step in itertools.count(1):
+            found = await work.sent(f"{key}/{step}")
+            if not found:
+                break
+            paid += found
+    return ProviderFunded(provider=provider, service_type=service_type, amount=amount, transactions=paid)
+
+
+def _funding(service_type: str) -> str:
+    return f"fund/{service_type}"
+
+
+def first_key(job_id: JobId) -> str:
+    """Return the outbox key of the first transaction a job sends."""
+    return f"{job_id}/{_funding('fine-tuning')}/1"
+
+
+async def _needed(work: Work) -> int:
+    """Return the most the task can cost: every byte a token."""
+    if work.spec.budget is not None:
+        return int(work.spec.budget)
+    dataset, terms = work.state.dataset, known(work.state.terms)
+    if dataset is None:
+        return UNKNOWN_DATASET_BUDGET
+    model = await work.broker.fine_tuning.resolve_model(work.provider, work.spec.model)
+    params = check_training_params(str(work.spec.training_params))
+    tokens = dataset.size + ROW_OVERHEAD_TOKENS * dataset.rows
+    return estimate_fee(tokens, terms.price_per_token, params.num_train_epochs, model)
+
+
+async def acknowledge_provider(work: Work) -> AsyncGenerator[Event, None]:
+    """Check the provider's quote, and acknowledge its TEE signer if no transfer did."""
+    keys = work.keys("acknowledge_provider")
+    await work.broker.fine_tuning.acknowledge_provider_signer(work.provider, key=keys[-1])
+    yield ProviderAcknowledged(transactions=await work.sent(*keys))
+
+
+async def upload_dataset(work: Work) -> AsyncGenerator[Event, None]:
+    """Give the provider the dataset. Twice is harmless: it is stored by its hash."""
+    if root := work.spec.dataset_root:
+        yield DatasetUploaded(root_hash=RootHash(root), size=None)
+        return
+    uploaded = await work.broker.fine_tuning.upload_dataset_to_tee(work.provider, str(work.spec.dataset))
+    checked = known(work.state.dataset)
+    if uploaded.dataset_hash != checked.keccak256:
+        raise HashMismatchError(
+            f"the dataset {work.spec.dataset} changed after it was checked", hint="Submit a new job for the new file"
+        )
+    yield DatasetUploaded(root_hash=uploaded.dataset_hash, size=uploaded.size)

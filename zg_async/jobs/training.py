@@ -1,0 +1,143 @@
+"""The stages of the task itself: create it once, follow it until it is delivered, cancel it."""
+
+from collections.abc import AsyncGenerator
+from typing import Final
+
+from zg_async.errors import (
+    DeliverableNotFoundError,
+    JournalError,
+    LimitError,
+    TaskFailedError,
+    ZgError,
+)
+from zg_async.jobs.events import (
+    CancelRefused,
+    Event,
+    JobCancelled,
+    TaskCreated,
+    TaskDelivered,
+    TaskProgressed,
+    TaskRequested,
+)
+from zg_async.jobs.work import Work, check_terms, known, lost_task
+from zg_async.managers.task_changes import TaskStateChanged
+from zg_async.text import printable
+from zg_async.units import format_amount
+from zg_async.wire.hashing import hex0x
+from zg_async.wire.provider_api import failure_reason
+from zg_async.wire.records import (
+    CancelResult,
+    Task,
+    TaskProgress,
+)
+
+_OVER: Final = frozenset({TaskProgress.FAILED, TaskProgress.CANCELLED})
+_DELIVERED: Final = frozenset({TaskProgress.DELIVERED, TaskProgress.USER_ACKNOWLEDGED, TaskProgress.FINISHED})
+
+
+async def create_task(work: Work) -> AsyncGenerator[Event, None]:
+    """Create the task once: by the journaled request nonce it is found again, whatever happened to the answer."""
+    tuning, nonce = work.broker.fine_tuning, work.state.request_nonce
+    if nonce is not None and (task := await tuning.find_task_by_nonce(work.provider, nonce)):
+        yield TaskCreated(task_id=task.id)
+        return
+    if nonce is None and work.state.suspect and (task := await lost_task(work, work.provider)):
+        yield TaskRequested(request_nonce=task.request_nonce)
+        yield TaskCreated(task_id=task.id)
+        return
+    await check_terms(work)
+    if nonce is None:
+        nonce = await tuning.next_request_nonce(work.provider)
+        yield TaskRequested(request_nonce=nonce)
+    elif (await tuning.get_account(work.provider)).account_nonce >= nonce:
+        raise JournalError(
+            f"the outcome of task request {nonce} is lost: {work.provider} doesn't list it, and settled a later task",
+            hint="Compare list_task() with the sub-account's deliverables; submit a new job if its task isn't there",
+        )
+    yield TaskCreated(
+        task_id=await tuning.create_task(
+            work.provider,
+            work.spec.model,
+            known(work.state.dataset_hash),
+            str(work.spec.training_params),
+            policy=work.spec.when_busy,
+            request_nonce=nonce,
+        )
+    )
+
+
+async def train(work: Work) -> AsyncGenerator[Event, None]:
+    """Follow the task until its deliverable is on chain."""
+    tuning = work.broker.fine_tuning
+    cursor, deadline, root = None, None, None
+    async with tuning.watch_task(work.provider, work.task_id) as changes:
+        async for change in changes:
+            cursor = change.cursor
+            if not isinstance(change, TaskStateChanged):
+                continue
+            deadline, root, fee = change.ack_deadline, change.model_root_hash, change.task.fee if change.task else 0
+            if change.state is not work.state.progress or fee > work.state.fee:
+                yield TaskProgressed(progress=change.state, fee=fee, source=change.source)
+            if change.state in _OVER or (change.state in _DELIVERED and root is not None):
+                break
+            if change.task is not None:
+                await _check_fee(work, change.task)
+    if root is None:  # "Failed" is a claim until the chain has been asked
+        try:
+            root = (await tuning.get_deliverable(work.provider, work.task_id)).model_root_hash
+        except DeliverableNotFoundError:
+            raise await _task_failed(work) from None
+    yield TaskDelivered(root_hash=hex0x(root), ack_deadline=deadline, cursor=cursor)
+
+
+async def _check_fee(work: Work, task: Task) -> None:
+    """Cancel a task that turns out dearer than the cap, while the provider still does that."""
+    cap = work.spec.max_spend
+    if cap is None or task.fee <= int(cap) or not task.is_cancellable:
+        return
+    outcome = await work.broker.fine_tuning.cancel_task(work.provider, task.id)
+    if outcome.result is CancelResult.CANCELLED:
+        raise LimitError(
+            f"task {task.id} would cost {format_amount(task.fee)}, the cap is {format_amount(int(cap))}: cancelled",
+            hint="Nothing was charged; raise max_spend to train it",
+        )
+
+
+async def _task_failed(work: Work) -> TaskFailedError:
+    try:
+        log = await work.broker.fine_tuning.get_log(work.provider, work.task_id, tail=60)
+    except ZgError:
+        log = ""
+    reason = failure_reason(log)
+    hint = "The end of the task's log holds the reason"
+    if reason and "insufficient account balance" in reason:
+        hint = "The sub-account held less than the fee; submit a new job with a higher budget"
+    return TaskFailedError(
+        f"task {work.task_id} at {work.provider} failed" + (f": {printable(reason)}" if reason else ""),
+        task_id=work.task_id,
+        log=log,
+        hint=hint,
+    )
+
+
+async def cancel(work: Work) -> AsyncGenerator[Event, None]:
+    """Stop the job: by itself before there is a task, by asking the provider afterwards."""
+    state = work.state
+    if state.request_nonce is None:
+        yield JobCancelled(reason="before a task was created")
+        return
+    tuning = work.broker.fine_tuning
+    if state.task_id is None:
+        task = await tuning.find_task_by_nonce(work.provider, state.request_nonce)
+        if task is None:
+            yield JobCancelled(reason="before a task was created")
+            return
+        yield TaskCreated(task_id=task.id)
+    if state.delivered is not None:
+        yield CancelRefused(reason="the task is delivered")
+        return
+    outcome = await tuning.cancel_task(work.provider, work.task_id)
+    if outcome.result is CancelResult.CANCELLED:
+        yield JobCancelled(reason=outcome.message)
+    else:
+        yield CancelRefused(reason=outcome.message)
