@@ -39,6 +39,7 @@ _MOST_ROWS: Final = 64
 _MISSES: Final = 2
 _LEAST_BLOCKS: Final = 3
 _LOOKUP_PAUSE: Final = 1.0
+_NEVER: Final = -1e9
 Place = tuple[str, int]
 
 
@@ -47,9 +48,11 @@ class _Care:
 
     def __init__(self, now: float, head: int) -> None:
         self.sent_at = now
-        self.sent_head = head
+        """When the newest bytes were last sent."""
+        self.bumped_at = now
+        self.bumped_head = head
         self.consumed_head: int | None = None
-        self.looked_up = -1e9
+        self.looked_up = _NEVER
         self.checked_head = -1
         self.missing_head = -1
         self.misses = 0
@@ -82,8 +85,7 @@ class Monitor:
 
     def was_sent(self, row: Row) -> None:
         """Note that a row's bytes were just sent."""
-        care = self._care(row)
-        care.sent_at, care.sent_head = self._now(), self._head_number()
+        self._care(row).sent_at = self._now()
 
     def refused(self, row: Row, fault: SendFault, error: ChainError) -> None:
         """Note a node's words about a row."""
@@ -185,7 +187,7 @@ class Monitor:
                 care.checked_head = -1
                 return []
             _log.warning("%s was removed from block %d", row.tx_hash, old.block_number)
-            care.misses, care.sent_at = 0, -1e9
+            care.misses, care.sent_at = 0, 2 * _NEVER
             return [mark_entry("unmined", row)]
         care.misses = 0
         if inclusion.block_hash != old.block_hash:
@@ -202,28 +204,29 @@ class Monitor:
         for row in rows:
             if used is not None and used > row.account_nonce:
                 await self._overtaken(row, head)
-            elif _place(row) in lost_places or self._care(row).sent_at < -1e8:
+                continue
+            bumped = first and await self._maybe_bump(row, head)
+            first = False
+            if not bumped and (_place(row) in lost_places or self._care(row).sent_at < _NEVER):
                 await self._resend(row)
-            elif first:
-                await self._maybe_bump(row, head)
-            first = first and used is not None and used > row.account_nonce
 
     async def _resend(self, row: Row) -> None:
         if not row.versions[-1].raw:
             return
-        _log.info("%s (nonce %d) isn't in the pool: sending it again", row.name, row.account_nonce)
+        _log.info("%s (nonce %d): sending its bytes again", row.name, row.account_nonce)
         try:
             await self._lane.send(row)
         except ChainError as error:
             self._care(row).refusal = error.message
         self.was_sent(row)
 
-    async def _maybe_bump(self, row: Row, head: Block) -> None:
+    async def _maybe_bump(self, row: Row, head: Block) -> bool:
+        """Raise the fees of the lane's oldest transaction, if it has waited long enough or was refused for them."""
         care, parts = self._care(row), self._lane.parts
-        waited = self._now() - care.sent_at > parts.fees.bump_after and head.number - care.sent_head >= 2
+        waited = self._now() - care.bumped_at > parts.fees.bump_after and head.number - care.bumped_head >= 2
         if not row.versions[-1].raw or not (waited or care.bump_now):
-            return
-        care.bump_now = False
+            return False
+        care.bump_now, care.bumped_at, care.bumped_head = False, self._now(), head.number
         last = row.versions[-1]
         old = Fees(max_fee_per_gas=last.max_fee_per_gas, max_priority_fee_per_gas=last.max_priority_fee_per_gas)
         wanted = Fees(
@@ -233,8 +236,7 @@ class Monitor:
         fees = bump(parts.fees, old, wanted)
         if fees is None:
             care.refusal = f"its fee is at the cap of {parts.fees.max_fee_per_gas} neuron per gas"
-            self.was_sent(row)
-            return
+            return False
         transaction = Transaction(
             chain_id=self._lane.id.chain_id,
             account_nonce=row.account_nonce,
@@ -249,6 +251,7 @@ class Monitor:
         if await parts.outbox.append(self._lane.id, [version_entry(row, transaction, signed, at=parts.clock.now())]):
             _log.info("%s (nonce %d): fee raised to %d", row.name, row.account_nonce, fees.max_fee_per_gas)
             await self._resend(self._lane.book.current(row))
+        return True
 
     async def _overtaken(self, row: Row, head: Block) -> None:
         """The chain has used this nonce, and none of our hashes has a receipt."""
