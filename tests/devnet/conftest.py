@@ -49,7 +49,8 @@ def open_broker(devnet: DevnetProcess, key: str | None, state: Path, **options: 
     """A broker on the devnet; its provider has no rate limit, so none is kept."""
     options.setdefault("http", HttpSettings(limits=ProviderLimits(rate=None)))
     options.setdefault("polling", PollPolicy(first=0.1, longest=0.5, rate=50.0))
-    return create_broker(key, "local", rpc_url=devnet.rpc_url, state_dir=state, **options)
+    network = options.pop("network", "local")
+    return create_broker(key, network, rpc_url=devnet.rpc_url, state_dir=state, **options)
 
 
 @pytest.fixture

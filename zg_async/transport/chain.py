@@ -2,7 +2,7 @@
 
 import logging
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import AsyncGenerator, Iterable, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self, TypeVar
 
@@ -32,6 +32,7 @@ from zg_async.transport.quotes import call_fields, quote
 from zg_async.transport.receipts import parse_receipt
 from zg_async.transport.rpc import Ask, Rpc, blob, quantity
 from zg_async.transport.signer import LocalSigner, Signer
+from zg_async.transport.tx_watch import TransactionChanged, watch_transaction
 from zg_async.wire.contracts import Call
 from zg_async.wire.hashing import checksum_address
 from zg_async.wire.records import Address, Log, Receipt, TxHash
@@ -353,6 +354,19 @@ class Chain:
                     raise TransactionTimeoutError(f"{tx_hash} isn't mined", tx_hash=tx_hash, hint="Look again later")
                 await poll.wait_round()
         return parse_receipt(poll.receipt)
+
+    def watch_transaction(self, tx_hash: str) -> AsyncGenerator[TransactionChanged, None]:
+        """Watch a transaction, whoever sent it, until it is final; `wait_receipt` and `wait_final` only wait.
+
+        Drive it with `contextlib.aclosing`.
+
+        Args:
+            tx_hash: Which.
+
+        Returns:
+            Where it stands, each time that changes; a reorganisation takes it back to `pending`.
+        """
+        return watch_transaction(self.heads, tx_hash.lower(), self.network.confirmations)
 
     async def gas_cost_estimate(self, call: Call[Any], *, wallet: str) -> int:
         """Estimate what a write's gas would cost at today's price, in neuron. Errors as `write` before signing."""
