@@ -1,16 +1,18 @@
 """Compile the devnet's contracts: `contracts/*.sol` in, `artifacts/*.json` out.
 
 Needs node and the pinned compiler: `npm ci --ignore-scripts` in the `contracts` folder, then
-`python -m zg_async.devnet.build_contracts`. Only for who changes a contract: the artifacts are part of the package.
+`python -m zg_async.devnet.build_contracts [contract ...]`. Only for who changes a contract: the artifacts are part of
+the package.
 """
 
 import hashlib
 import json
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -36,14 +38,23 @@ SETTINGS: Final[Mapping[str, Any]] = {
 PURITY_WARNING: Final = "2018"
 """A view could be pure: the published interface says view."""
 
+_IMPORT: Final = re.compile(r'from "\./(\w+\.sol)";')
+
 
 class BuildError(Exception):
     """The compiler is missing, of another version, or refused the sources."""
 
 
-def read_sources() -> dict[str, str]:
-    """Read all Solidity files, by name, with Unix line ends."""
-    return {path.name: path.read_text("utf-8") for path in sorted(SOURCES_DIR.glob("*.sol"))}
+def read_sources(file: str) -> dict[str, str]:
+    """Read a Solidity file and what it imports, by name, with Unix line ends."""
+    sources: dict[str, str] = {}
+    missing = [file]
+    while missing:
+        name = missing.pop()
+        if name not in sources:
+            sources[name] = (SOURCES_DIR / name).read_text("utf-8")
+            missing += _IMPORT.findall(sources[name])
+    return dict(sorted(sources.items()))
 
 
 def hash_sources(sources: Mapping[str, str]) -> dict[str, str]:
@@ -58,17 +69,23 @@ def find_compiler() -> tuple[str, Path] | None:
     return (node, script) if node and script.is_file() else None
 
 
-def compile_artifacts() -> dict[str, dict[str, Any]]:
-    """Compile everything and return the artifacts by contract name.
+def compile_artifacts(names: Iterable[str] = CONTRACTS) -> dict[str, dict[str, Any]]:
+    """Compile contracts, each with no more than the files it needs, and return the artifacts by contract name.
 
     Takes up to a minute: the compiler is JavaScript.
 
     Raises:
         BuildError: No compiler, another version than `COMPILER`, or an error in a source.
     """
-    sources = read_sources()
-    answer = _run_compiler(sources)
-    return {name: _artifact(name, file, answer, sources) for name, file in CONTRACTS.items()}
+    artifacts: dict[str, dict[str, Any]] = {}
+    answers: dict[str, Any] = {}
+    for name in names:
+        file = CONTRACTS[name]
+        sources = read_sources(file)
+        if file not in answers:
+            answers[file] = _run_compiler(sources)
+        artifacts[name] = _artifact(name, answers[file]["contracts"][file][name], sources)
+    return artifacts
 
 
 def artifact_text(artifact: Mapping[str, Any]) -> str:
@@ -76,10 +93,12 @@ def artifact_text(artifact: Mapping[str, Any]) -> str:
     return json.dumps(artifact, indent=1) + "\n"
 
 
-def main() -> int:
-    """Compile and write all artifacts; the exit code is 0, or 1 with a reason on standard error."""
+def main(names: Sequence[str] = ()) -> int:
+    """Compile and write the named artifacts or all; the exit code is 0, or 1 with a reason on standard error."""
     try:
-        artifacts = compile_artifacts()
+        if unknown := set(names) - set(CONTRACTS):
+            raise BuildError(f"no such contract: {', '.join(sorted(unknown))}")
+        artifacts = compile_artifacts(names or CONTRACTS)
     except BuildError as error:
         sys.stderr.write(f"{error}\n")
         return 1
@@ -126,8 +145,7 @@ def _run_compiler(sources: Mapping[str, str]) -> Any:
     return answer
 
 
-def _artifact(name: str, file: str, answer: Any, sources: Mapping[str, str]) -> dict[str, Any]:
-    output = answer["contracts"][file][name]
+def _artifact(name: str, output: Any, sources: Mapping[str, str]) -> dict[str, Any]:
     code = output["evm"]["bytecode"]["object"]
     size = len(output["evm"]["deployedBytecode"]["object"]) // 2
     return {
@@ -142,4 +160,4 @@ def _artifact(name: str, file: str, answer: Any, sources: Mapping[str, str]) -> 
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -286,6 +286,7 @@ abstract contract ServingBase is Managed, IServing, IERC165 {
                 break;
             }
             amount -= entry.amount;
+            entry.amount = 0;
             --live;
         }
         account.live = live;
