@@ -26,7 +26,7 @@ async def main(dataset: str, params: str, out: str) -> None:
             print(event.seq, event.kind)
         result = await job.result()
         answer = await broker.inference.lora.chat(result.provider, result.adapter_name, "What did you learn?")
-        print(result.adapter_path, result.adapter_name, answer.content)
+        print(result.adapter_path, result.adapter_name, repr(answer.content))
 
 
 if __name__ == "__main__":
