@@ -104,7 +104,7 @@ class PoolModel:
                 self.base_fee = self.rng.choice([GWEI // 2, 4 * GWEI, 9 * GWEI])
             if self.pool and self.strikes():
                 self.pool.pop(self.rng.choice(list(self.pool)))
-            if self.strikes(0.5) and len(self.blocks) > 4:
+            if self.strikes(3) and len(self.blocks) > 4:
                 self.reorg(self.rng.randrange(1, 4))
             if not self.strikes(2):
                 self.mine()
@@ -129,7 +129,7 @@ class PoolModel:
         del self.blocks[-depth:]
         for block in removed:
             for tx in block.txs:
-                if not self.strikes(5):
+                if not self.strikes(8):
                     self.pool[tx.sender, tx.nonce] = tx
         for _ in removed:
             self.mine()
