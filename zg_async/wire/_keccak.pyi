@@ -1,0 +1,6 @@
+from typing_extensions import Buffer
+
+VARIANTS: tuple[str, ...]
+
+def hash_blocks(data: Buffer, size: int, variant: int = 0, /) -> bytes: ...
+def subtree_roots(data: Buffer, size: int, leaves: int, variant: int = 0, /) -> bytes: ...
