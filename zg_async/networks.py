@@ -80,6 +80,7 @@ NETWORKS: Final[Mapping[str, Network]] = {
             ledger="0x9fE46736679d2D9a65F0992F2272dE9f3c7fa6e0",
             inference="0x0165878A594ca255338adfa4d48449f69242Eb8F",
             fine_tuning="0xA51c1fc2f0D1a1b8494Ed1FE312d7C3a78Ed91C0",
+            flow="0x4ed7c70F96B99c776995fB64377f0d4aB3B0e1C1",
             allow_hosts=("127.0.0.1", "localhost", "::1"),
             confirmations=1,
         ),

@@ -18,6 +18,7 @@ from eth.vm.spoof import SpoofTransaction
 from eth_abi.abi import decode, encode
 
 from zg_async.devnet.accounts import DevAccount, dev_account, owner
+from zg_async.devnet.build_contracts import CONTRACTS
 from zg_async.devnet.deploy import FINE_TUNING_NAME, INFERENCE_NAME, DeployTransaction, load_artifact, plan_deployment
 from zg_async.wire.hashing import checksum_address, keccak256
 from zg_async.wire.signing import settlement_digest, sign_digest, tee_settlement_digest
@@ -283,7 +284,7 @@ def _named(entry: dict[str, Any], value: Any) -> Any:
 
 
 def _entries(kind: str) -> Iterator[dict[str, Any]]:
-    for name in ("LedgerManager", "FineTuningServing", "InferenceServing", "UpgradeableBeacon", "BeaconProxy"):
+    for name in CONTRACTS:
         yield from (e for e in load_artifact(name)["abi"] if e["type"] == kind)
 
 

@@ -25,6 +25,9 @@ CONTRACTS: Final[Mapping[str, str]] = {
     "FineTuningServing": "FineTuningServing.sol",
     "UpgradeableBeacon": "Proxies.sol",
     "BeaconProxy": "Proxies.sol",
+    "FixedPriceFlow": "Flow.sol",
+    "FixedPriceMarket": "Market.sol",
+    "MiningReward": "Market.sol",
 }
 """What is deployed, and where it is written down."""
 
