@@ -8,7 +8,7 @@ import pytest
 
 from tests.devnet.chain_kit import LEDGER, USER, ZG, open_rig
 from zg_async.errors import JournalError
-from zg_async.transport.book import LaneId, signed_entry
+from zg_async.transport.rows import LaneId, signed_entry
 from zg_async.transport.sqlite_outbox import SqliteOutbox
 from zg_async.transport.transaction import SignedTransaction, Transaction
 from zg_async.wire.hashing import hex0x, keccak256

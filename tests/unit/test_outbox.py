@@ -10,12 +10,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from zg_async.errors import ClosedError, JournalError
-from zg_async.transport.book import (
+from zg_async.transport.book import LaneBook, Misfit
+from zg_async.transport.outbox import MemoryOutbox
+from zg_async.transport.rows import (
     Found,
     Inclusion,
-    LaneBook,
     LaneId,
-    Misfit,
     RowStatus,
     claimed_entry,
     found_entry,
@@ -24,7 +24,6 @@ from zg_async.transport.book import (
     signed_entry,
     version_entry,
 )
-from zg_async.transport.outbox import MemoryOutbox
 from zg_async.transport.sqlite_outbox import SqliteOutbox
 from zg_async.transport.transaction import SignedTransaction, Transaction, intent_digest
 from zg_async.wire.hashing import hex0x, keccak256

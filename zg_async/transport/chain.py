@@ -21,7 +21,6 @@ from zg_async.errors import (
     ZgError,
 )
 from zg_async.networks import Network
-from zg_async.transport.book import LaneId, Row
 from zg_async.transport.fees import FeePolicy
 from zg_async.transport.guard import Guard, network_guard
 from zg_async.transport.heads import Block, BlockWatcher, ReceiptPoll, parse_block
@@ -30,6 +29,7 @@ from zg_async.transport.logs import LogReader, Topics
 from zg_async.transport.outbox import MemoryOutbox, Outbox
 from zg_async.transport.quotes import call_fields, quote
 from zg_async.transport.receipts import parse_receipt
+from zg_async.transport.rows import LaneId, Row
 from zg_async.transport.rpc import Ask, Rpc, blob, quantity
 from zg_async.transport.signer import LocalSigner, Signer
 from zg_async.transport.tx_watch import TransactionChanged, watch_transaction

@@ -34,7 +34,7 @@ from zg_async.errors import (
     TransactionTimeoutError,
     ZgError,
 )
-from zg_async.transport.book import LaneBook, LaneId, Row, RowStatus, claimed_entry, signed_entry
+from zg_async.transport.book import LaneBook
 from zg_async.transport.fees import FeePolicy
 from zg_async.transport.guard import Guard
 from zg_async.transport.heads import BlockWatcher
@@ -43,6 +43,7 @@ from zg_async.transport.outbox import Outbox
 from zg_async.transport.quotes import Quote, check_money, quote
 from zg_async.transport.receipts import parse_receipt, receipt_of
 from zg_async.transport.recovery import find_missing, reconcile
+from zg_async.transport.rows import LaneId, Row, RowStatus, claimed_entry, signed_entry
 from zg_async.transport.rpc import Ask, Rpc
 from zg_async.transport.rpc_errors import SendFault, send_fault
 from zg_async.transport.signer import Signer

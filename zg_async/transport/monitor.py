@@ -13,20 +13,11 @@ from typing import TYPE_CHECKING, Any, Final
 import anyio
 
 from zg_async.errors import ChainError, ZgError
-from zg_async.transport.book import (
-    Entry,
-    Found,
-    Inclusion,
-    Row,
-    found_entry,
-    mark_entry,
-    mined_entry,
-    version_entry,
-)
 from zg_async.transport.fees import Fees, bump
 from zg_async.transport.heads import Block
 from zg_async.transport.receipts import parse_inclusion
 from zg_async.transport.recovery import locate
+from zg_async.transport.rows import Entry, Found, Inclusion, Row, found_entry, mark_entry, mined_entry, version_entry
 from zg_async.transport.rpc import Ask, quantity
 from zg_async.transport.rpc_errors import SendFault
 from zg_async.transport.transaction import Transaction

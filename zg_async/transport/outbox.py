@@ -15,7 +15,8 @@ The promises (each with a test):
 from collections.abc import Sequence
 from typing import Protocol
 
-from zg_async.transport.book import Entry, LaneBook, LaneId, Misfit
+from zg_async.transport.book import LaneBook, Misfit
+from zg_async.transport.rows import Entry, LaneId
 
 
 class Outbox(Protocol):

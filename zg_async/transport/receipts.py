@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from zg_async.errors import RpcError
-from zg_async.transport.book import Found, Inclusion
+from zg_async.transport.rows import Found, Inclusion
 from zg_async.transport.rpc import blob, quantity
 from zg_async.transport.transaction import intent_digest
 from zg_async.wire.hashing import checksum_address

@@ -11,10 +11,10 @@ import logging
 from typing import TYPE_CHECKING, Any, Final
 
 from zg_async.errors import ChainError, JournalError
-from zg_async.transport.book import Entry, Found, found_entry, signed_entry
 from zg_async.transport.fees import choose_fees
 from zg_async.transport.heads import parse_block
 from zg_async.transport.receipts import parse_found
+from zg_async.transport.rows import Entry, Found, found_entry, signed_entry
 from zg_async.transport.rpc import Ask, Rpc, quantity
 from zg_async.transport.transaction import Transaction
 from zg_async.wire.records import Address

@@ -27,7 +27,8 @@ import anyio.to_thread
 
 from zg_async.errors import ClosedError, JournalError
 from zg_async.paths import make_private_dir
-from zg_async.transport.book import Entry, LaneBook, LaneId, Misfit, link
+from zg_async.transport.book import LaneBook, Misfit, link
+from zg_async.transport.rows import Entry, LaneId
 
 T = TypeVar("T")
 _log = logging.getLogger("zg_async.outbox")
