@@ -1,5 +1,6 @@
 """The runner over a scripted world: what users are promised, and what they are told when it goes wrong."""
 
+import json
 import logging
 import sqlite3
 from collections import Counter
@@ -226,6 +227,14 @@ async def test_the_same_key_submitted_at_the_same_time_is_one_job(world, runner)
         (job_id,) = ids
         await (await run.attach(job_id)).result()
     assert world.posts == 1
+
+
+async def test_parameters_spelled_otherwise_are_the_same_specification(world, runner):
+    params = world.spec().training_params
+    async with runner() as run:
+        first = await run.submit(world.spec(training_params=json.dumps(params, indent=1)))
+        second = await run.submit(world.spec(training_params=params))
+        assert first.id == second.id
 
 
 async def test_a_key_with_another_specification_is_refused(world, runner):

@@ -7,10 +7,8 @@ goes on. Nothing depends on clean-up.
 import dataclasses
 import hashlib
 import logging
-import os
 import uuid
 from collections import deque
-from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Final
 
@@ -31,12 +29,11 @@ from zg_async.jobs.driver import Driver, now
 from zg_async.jobs.events import DatasetChecked, Event, JobResumed, JobSubmitted
 from zg_async.jobs.preparing import first_key
 from zg_async.jobs.scheduler import Scheduler
-from zg_async.jobs.spec import JobSpec, normalise
+from zg_async.jobs.spec import JobSpec, check_output, is_same, make_output, normalise
 from zg_async.jobs.sqlite import SqliteStore
 from zg_async.jobs.state import JobResult, JobState, JobStatus, apply, fold
 from zg_async.jobs.store import Owner, Store
 from zg_async.managers.dataset import require_usable
-from zg_async.managers.fine_tuning import read_training_params
 from zg_async.wire.hashing import parse_address
 from zg_async.wire.records import Address, JobId
 
@@ -192,7 +189,6 @@ class JobRunner:
 
     async def _normalise(self, spec: JobSpec) -> tuple[JobSpec, Address]:
         spec = await anyio.to_thread.run_sync(normalise, spec)
-        await read_training_params(str(spec.training_params))
         wallet = parse_address(spec.wallet, what="wallet") if spec.wallet else self._broker.address
         if wallet not in self._broker.wallets:
             raise ConfigError(f"the broker has no key for {wallet}", hint="Pass it to create_broker as private_keys=")
@@ -218,7 +214,7 @@ class JobRunner:
             return True
 
     def _same(self, state: JobState, spec: JobSpec) -> "JobHandle":
-        if state.spec != spec:
+        if state.spec is None or not is_same(state.spec, spec):
             raise ConfigError(
                 f"the key {spec.key!r} belongs to job {state.job_id}, which has another specification",
                 hint="Use another key, or the same specification",
@@ -233,9 +229,12 @@ class JobRunner:
                 raise ConfigError(
                     f"job {state.job_id} writes to {spec.output_dir}", hint="Give each job a folder of its own"
                 )
-        await anyio.to_thread.run_sync(_check_output, spec)
-        if spec.dataset_root is not None:
-            return None
+        await anyio.to_thread.run_sync(check_output, spec.output_dir)
+        checked = None if spec.dataset_root is not None else await self._check_dataset(spec)
+        await anyio.to_thread.run_sync(make_output, spec.output_dir)
+        return checked
+
+    async def _check_dataset(self, spec: JobSpec) -> DatasetChecked:
         report = await self._broker.fine_tuning.check_dataset(spec.dataset)
         require_usable(spec.dataset, report)
         return DatasetChecked(
@@ -309,18 +308,6 @@ class JobRunner:
 
 _MAX_WARNINGS: Final = 20
 _LOCAL_KEY: Final = "Use a local key or keystore for the wallet that orders the model"
-
-
-def _check_output(spec: JobSpec) -> None:
-    folder = Path(spec.output_dir)
-    if spec.adapter_dir.exists():
-        raise ConfigError(f"{spec.adapter_dir} exists already", hint="Give another output_dir, or move it away")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"can't make the output folder {folder}: {error}") from error
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise ConfigError(f"the output folder {folder} can't be written to")
 
 
 class JobHandle:

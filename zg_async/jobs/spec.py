@@ -5,12 +5,13 @@ import json
 import os
 import re
 from collections.abc import Mapping
-from decimal import Decimal
 from pathlib import Path
 from typing import Any, Final, Literal
 
 from zg_async.errors import ConfigError
+from zg_async.text import printable
 from zg_async.units import Amount, parse_amount
+from zg_async.wire.rows import check_training_params
 
 _ROOT: Final = re.compile(r"0x[0-9a-fA-F]{64}")
 _AMOUNTS: Final = ("budget", "max_spend", "inference_budget")
@@ -74,6 +75,7 @@ def normalise(spec: JobSpec) -> JobSpec:
         The same job; independent of the current folder and of later changes to the parameter file.
 
     Raises:
+        TrainingParamsError: A parameter is missing, unknown or out of range.
         ConfigError: Something in it can't be used. Reads the parameter file, so call it in a thread.
     """
     if not spec.model or not isinstance(spec.model, str):
@@ -84,7 +86,7 @@ def normalise(spec: JobSpec) -> JobSpec:
     return dataclasses.replace(
         spec,
         dataset=dataset,
-        training_params=_params_text(spec.training_params),
+        training_params=read_params(spec.training_params),
         output_dir=str(Path(spec.output_dir).expanduser().absolute()),
         budget=_amount("budget", spec.budget),
         max_spend=_amount("max_spend", spec.max_spend),
@@ -100,20 +102,76 @@ def _amount(name: str, amount: Amount | None) -> int | None:
         raise ConfigError(f"{name}: {error}") from error
 
 
-def _params_text(params: str | os.PathLike[str] | Mapping[str, object]) -> str:
+def read_params(params: str | os.PathLike[str] | Mapping[str, object]) -> str:
+    """Read and check training parameters. Blocks.
+
+    Args:
+        params: As in a specification.
+
+    Returns:
+        JSON text as the provider takes it.
+
+    Raises:
+        TrainingParamsError: A parameter is missing, unknown or out of range.
+        ConfigError: The file can't be read.
+    """
     if isinstance(params, Mapping):
-        return "{" + ",".join(f"{json.dumps(str(k))}:{_number_text(v)}" for k, v in params.items()) + "}"
-    if isinstance(params, str) and params.lstrip().startswith("{"):
-        return params
-    path = Path(params).expanduser()
+        return check_training_params(params).to_json()
+    text = params if isinstance(params, str) and params.lstrip().startswith("{") else _read(Path(params).expanduser())
+    check_training_params(text)
+    return text
+
+
+def _read(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"can't read the training parameters {path}: {error}") from error
+        reason = (error.strerror if isinstance(error, OSError) else None) or "not UTF-8"
+        raise ConfigError(
+            f"can't read the training parameters {printable(str(path), limit=300)}: {reason}",
+            hint="Give a JSON file with the five parameters",
+        ) from error
 
 
-def _number_text(value: object) -> str:
-    return format(Decimal(repr(value)), "f") if isinstance(value, float) else json.dumps(value)
+def is_same(one: JobSpec, other: JobSpec) -> bool:
+    """Compare normalised specifications; parameters count by value: another version may have spelled them otherwise."""
+    params = [json.loads(str(spec.training_params)) for spec in (one, other)]
+    return params[0] == params[1] and dataclasses.replace(one, training_params=other.training_params) == other
+
+
+def check_output(output_dir: str | os.PathLike[str]) -> None:
+    """See that an adapter can be put into a folder, which needn't exist yet. Makes nothing; blocks.
+
+    Args:
+        output_dir: As in a specification.
+
+    Raises:
+        ConfigError: There is one already, or the folder can't be written to.
+    """
+    folder = Path(output_dir)
+    if (folder / "adapter").exists():
+        raise ConfigError(f"{folder / 'adapter'} exists already", hint="Give another output folder, or move it away")
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists() or path.is_symlink())
+    if not there.is_dir():
+        raise ConfigError(f"the output folder can't be {folder}: {there} is not a folder", hint="Give another one")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise ConfigError(
+            f"the output folder {folder} can't be written to: no permission in {there}", hint="Give another one"
+        )
+
+
+def make_output(output_dir: str | os.PathLike[str]) -> None:
+    """Make the output folder, if it isn't there. Blocks.
+
+    Raises:
+        ConfigError: It can't be made.
+    """
+    try:
+        Path(output_dir).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"can't make the output folder {output_dir}: {error.strerror}", hint="Give another one"
+        ) from error
 
 
 def spec_to_json(spec: JobSpec) -> dict[str, Any]:
