@@ -19,6 +19,7 @@ from zg_async.managers.services import ServiceDirectory
 from zg_async.managers.watch import PollPolicy, WatchHub
 from zg_async.networks import Network, get_network
 from zg_async.paths import state_dir as default_state_dir
+from zg_async.text import hidden
 from zg_async.transport.chain import Chain
 from zg_async.transport.fees import FeePolicy
 from zg_async.transport.guard import network_guard
@@ -246,6 +247,7 @@ def create_broker(
     Raises:
         ConfigError: Wrong key, unknown network, bad address.
     """
+    private_key, private_keys = hidden(private_key), [hidden(key) for key in private_keys]
     record = _network(network, rpc_url, contracts)
     keys = [private_key, *private_keys] if private_key is not None else list(private_keys)
     guard = network_guard(record, fees or FeePolicy())

@@ -1,7 +1,9 @@
-"""Text from outside, made harmless before anybody sees it."""
+"""Text from outside, made harmless before anybody sees it; and secrets, kept out of what shows itself."""
 
 import unicodedata
-from typing import Final
+from typing import Final, TypeVar
+
+T = TypeVar("T")
 
 _HIDDEN: Final = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
 
@@ -26,3 +28,33 @@ def _escape(char: str) -> str:
     if code < 0x100:
         return f"\\x{code:02x}"
     return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+
+
+class HiddenText(str):
+    """A secret text: `repr` doesn't tell it, so tracebacks that show locals, rich displays and debuggers don't."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return "<hidden>"
+
+
+class HiddenBytes(bytes):
+    """Secret bytes; see `HiddenText`."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return "<hidden>"
+
+
+def hidden(secret: T) -> T:
+    """Return the same text or bytes with a `repr` that doesn't tell them; other values as they are.
+
+    What works with a secret rebinds its argument first: `key = hidden(key)`.
+    """
+    if isinstance(secret, str):
+        return HiddenText(secret)  # type: ignore[return-value]
+    if isinstance(secret, bytes | bytearray):
+        return HiddenBytes(secret)  # type: ignore[return-value]
+    return secret

@@ -1,12 +1,13 @@
 """Outside text is shown so that it can't do anything."""
 
+import json
 import unicodedata
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zg_async.text import printable
+from zg_async.text import hidden, printable
 
 
 @pytest.mark.parametrize(
@@ -49,3 +50,17 @@ def test_long_text_is_cut_and_says_so():
 
 def test_a_flood_of_control_characters_stays_bounded():
     assert len(printable("\U000f0000" * 10**6)) <= 200 * 10 + 1
+
+
+@pytest.mark.goal("SEC-03", part="what shows itself")
+@pytest.mark.parametrize("secret", ["app-sk-abc", b"\x01\x02", bytearray(b"\x01")])
+def test_a_hidden_secret_is_the_same_value_but_no_repr_tells_it(secret):
+    kept = hidden(secret)
+    assert kept == secret
+    assert hash(kept) == hash(bytes(secret) if isinstance(secret, bytearray) else secret)
+    assert repr({"a": [kept]}) == "{'a': [<hidden>]}"
+
+
+def test_what_is_no_text_is_left_alone_and_hidden_text_travels_as_json():
+    assert hidden(5) == 5
+    assert json.dumps({"signature": hidden("0xab")}) == '{"signature": "0xab"}'

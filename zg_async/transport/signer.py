@@ -9,6 +9,7 @@ eth_account is imported here only, and the recursion limit it raises on import i
 could end the interpreter.
 """
 
+import contextlib
 import functools
 import importlib
 import sys
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any, Final, NoReturn, Protocol, TypeVar, runtime_checkable
 
 from zg_async.errors import ClosedError, ConfigError, RefusedToSignError
+from zg_async.text import hidden
 from zg_async.transport.guard import Guard
 from zg_async.transport.keystore import read_keystore
 from zg_async.transport.transaction import SignedTransaction, Transaction
@@ -135,6 +137,7 @@ class LocalSigner:
         Raises:
             ConfigError: It is no private key. The message never repeats it.
         """
+        key = hidden(key)
         return cls(_parse_key(key), guard=guard)
 
     @classmethod
@@ -149,6 +152,7 @@ class LocalSigner:
         Raises:
             ConfigError: Unreadable or open to others, wrong password, or the key isn't that of the stated address.
         """
+        password = hidden(password)
         if not isinstance(password, bytes):
             raise ConfigError("a keystore password is bytes", hint="Encode it, usually as UTF-8")
         key, stated = read_keystore(Path(path), password)
@@ -254,13 +258,13 @@ def _parse_key(key: str | bytes) -> bytearray:
         return bytearray(key)
     if not isinstance(key, str):
         raise ConfigError(f"a private key is a hex string or bytes, not {type(key).__name__}")
-    digits = key.strip()
-    digits = digits[2:] if digits[:2] in ("0x", "0X") else digits
-    try:
-        found = bytearray.fromhex(digits) if digits.isascii() and digits.isalnum() else None
-    except ValueError:
-        found = None
-    if found is None or len(found) != 32:
+    digits = hidden(key.strip())
+    digits = hidden(digits[2:]) if digits[:2] in ("0x", "0X") else digits
+    found = None
+    if len(digits) == 64 and digits.isascii() and digits.isalnum():
+        with contextlib.suppress(ValueError):
+            found = bytearray.fromhex(digits)
+    if found is None:
         raise ConfigError("the private key can't be read", hint=_key_hint(digits))
     return found
 

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final, NewType
 
+from zg_async.text import hidden
+
 Address = NewType("Address", str)
 """EIP-55 checksummed, `0x` and 40 hex digits."""
 TxHash = NewType("TxHash", str)
@@ -448,7 +450,7 @@ class SessionToken:
     @property
     def headers(self) -> dict[str, str]:
         """The headers that authenticate a request."""
-        return {"Authorization": f"Bearer {self.raw_token}"}
+        return {"Authorization": hidden(f"Bearer {self.raw_token}")}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

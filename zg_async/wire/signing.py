@@ -21,6 +21,7 @@ from eth_keys.main import KeyAPI
 from eth_utils.exceptions import ValidationError
 
 from zg_async.errors import SignatureMismatchError
+from zg_async.text import HiddenText
 from zg_async.wire.hashing import checksum_address, hex0x, keccak256
 from zg_async.wire.records import Address
 from zg_async.wire.strict_json import BadJsonError, decode_json
@@ -214,8 +215,8 @@ def session_token_hash(raw_json: str) -> bytes:
 
 
 def encode_session_token(raw_json: str, signature: bytes) -> str:
-    """Join text and signature to an API key, `app-sk-...`. The result is a secret."""
-    return TOKEN_PREFIX + base64.b64encode(f"{raw_json}|{signature_hex(signature)}".encode()).decode()
+    """Join text and signature to an API key, `app-sk-...`. The result is a secret, its `repr` is hidden."""
+    return HiddenText(TOKEN_PREFIX + base64.b64encode(f"{raw_json}|{signature_hex(signature)}".encode()).decode())
 
 
 def decode_session_token(text: str) -> tuple[TokenFields, str, bytes]:
@@ -358,11 +359,11 @@ def public_key_address(public_key: bytes) -> Address:
 
 
 def signature_hex(signature: bytes) -> str:
-    """Write a signature as it is sent: `0x` and 130 hex digits, v 27 or 28.
+    """Write a signature as it is sent: `0x` and 130 hex digits, v 27 or 28. Its `repr` is hidden.
 
     Raises:
         ValueError: Not 65 bytes, or v isn't 0, 1, 27 or 28.
     """
     if len(signature) != 65 or signature[64] not in (0, 1, 27, 28):
         raise ValueError("a signature has 65 bytes and ends in 0, 1, 27 or 28")
-    return hex0x(signature[:64] + bytes((27 + signature[64] % 27,)))
+    return HiddenText(hex0x(signature[:64] + bytes((27 + signature[64] % 27,))))
