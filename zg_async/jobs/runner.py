@@ -6,6 +6,7 @@ goes on. Nothing depends on clean-up.
 
 import dataclasses
 import hashlib
+import json
 import logging
 import uuid
 from collections import deque
@@ -29,7 +30,7 @@ from zg_async.jobs.driver import Driver, now
 from zg_async.jobs.events import DatasetChecked, Event, JobResumed, JobSubmitted
 from zg_async.jobs.preparing import first_key
 from zg_async.jobs.scheduler import Scheduler
-from zg_async.jobs.spec import JobSpec, check_output, is_same, make_output, normalise
+from zg_async.jobs.spec import JobSpec, check_output, make_output, normalise
 from zg_async.jobs.sqlite import SqliteStore
 from zg_async.jobs.state import JobResult, JobState, JobStatus, apply, fold
 from zg_async.jobs.store import Owner, Store
@@ -214,7 +215,7 @@ class JobRunner:
             return True
 
     def _same(self, state: JobState, spec: JobSpec) -> "JobHandle":
-        if state.spec is None or not is_same(state.spec, spec):
+        if state.spec is None or not _is_same(state.spec, spec):
             raise ConfigError(
                 f"the key {spec.key!r} belongs to job {state.job_id}, which has another specification",
                 hint="Use another key, or the same specification",
@@ -308,6 +309,12 @@ class JobRunner:
 
 _MAX_WARNINGS: Final = 20
 _LOCAL_KEY: Final = "Use a local key or keystore for the wallet that orders the model"
+
+
+def _is_same(one: JobSpec, other: JobSpec) -> bool:
+    """Compare normalised specifications; parameters by value: another version may have spelled them otherwise."""
+    params = [json.loads(str(spec.training_params)) for spec in (one, other)]
+    return params[0] == params[1] and dataclasses.replace(one, training_params=other.training_params) == other
 
 
 class JobHandle:
