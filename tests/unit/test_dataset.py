@@ -185,9 +185,28 @@ async def test_what_the_provider_would_drop_is_said_before_the_upload(clock, pat
 async def test_the_error_names_the_first_rows_and_counts_the_rest(clock, tmp_path):
     path = tmp_path / "bad.jsonl"
     path.write_bytes(ROW + b"\n" + b"oops\n" * 200)
-    with pytest.raises(DatasetError, match=r"row 2: .*; and 197 more") as caught:
+    with pytest.raises(DatasetError, match=r"row 2 and 199 more rows: not JSON") as caught:
         await upload(clock, Dataset(), path)
     assert caught.value.rows[:3] == (2, 3, 4)
+
+
+@pytest.mark.parametrize(
+    ("content", "told", "hint"),
+    [
+        (b"", "there is no row in it", "one row per line"),
+        (b'{"question": "a", "answer": "b"}\n' * 3, "row 1 and 2 more rows: none of instruction", "question to instr"),
+        (ROW + b'\n{"instruction": "\xff", "output": "a"}\n', "row 2: not UTF-8", "Convert it"),
+        (b'[\n{"instruction": "a"}\n]\n', "row 1: looks like pretty-printed JSON", "one JSON object per line"),
+        (ROW + b'\n{"text": "a"}\n', "row 2: a text row in a file", "lists every one"),
+    ],
+    ids=["empty", "other keys", "not UTF-8", "an array", "mixed"],
+)
+async def test_every_refusal_says_what_to_do_next(clock, tmp_path, content, told, hint):
+    path = tmp_path / "bad.jsonl"
+    path.write_bytes(content)
+    with pytest.raises(DatasetError, match=told) as caught:
+        await upload(clock, Dataset(), path)
+    assert hint in caught.value.hint
 
 
 async def test_a_refusal_of_the_provider_is_shown(clock, path):

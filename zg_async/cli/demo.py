@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 from cyclopts import Parameter
 
 from zg_async.cli.job_view import JobView, JsonLines, Screen
-from zg_async.errors import ConfigError, DatasetError
 
 if TYPE_CHECKING:
     from zg_async.broker import Broker
@@ -34,9 +33,10 @@ async def demo(
         json_lines: Print one JSON object per event, and nothing else.
     """
     began = time.monotonic()
-    dataset, params = _inputs(dataset, params)
+    bundled = dataset is None
+    dataset, params = dataset or _data("demo.jsonl"), params or _data("demo_params.json")
+    await _check_inputs(dataset, params, out)
     question, expected = _first_row(dataset)
-    bundled = dataset == _data("demo.jsonl")
     screen: Screen = JsonLines() if json_lines else JobView()
     with tempfile.TemporaryDirectory(prefix="zg-demo-") as state, screen:
         return await _run(screen, dataset, params, out, Path(state), (question, expected if bundled else None), began)
@@ -95,11 +95,15 @@ def _fresh(out: Path) -> Path:
     return next(c for c in candidates if not (c / "adapter").exists())
 
 
-def _inputs(dataset: Path | None, params: Path | None) -> tuple[Path, Path]:
-    for path in (dataset, params):
-        if path is not None and not path.is_file():
-            raise ConfigError(f"there is no file {path}", hint="Check the path")
-    return dataset or _data("demo.jsonl"), params or _data("demo_params.json")
+async def _check_inputs(dataset: Path, params: Path, out: Path) -> None:
+    """Say what is wrong before anything is started."""
+    from zg_async.jobs.spec import check_output
+    from zg_async.managers.dataset import check_dataset, require_usable
+    from zg_async.managers.training_params import read_training_params
+
+    check_output(_fresh(out))
+    read_training_params(params)
+    require_usable(dataset, await check_dataset(dataset))
 
 
 def _data(name: str) -> Path:
@@ -110,18 +114,11 @@ def _data(name: str) -> Path:
 
 def _first_row(dataset: Path) -> tuple[str, str]:
     """Return the first row's question and answer, to ask the adapter about."""
-    with dataset.open(encoding="utf-8-sig", errors="replace") as file:
-        line = next((text for text in file if text.strip()), "")
-    try:
-        row = json.loads(line[:1_000_000])
-    except ValueError as e:
-        raise DatasetError(f"{dataset} is no JSONL file", rows=(1,), hint="One JSON object per line") from e
-    return _question(row)
+    with dataset.open("rb") as file:
+        return _question(json.loads(next(line for line in file if line.strip())))
 
 
-def _question(row: Any) -> tuple[str, str]:
-    if not isinstance(row, dict):
-        return "Hello", ""
+def _question(row: dict[str, Any]) -> tuple[str, str]:
     if isinstance(messages := row.get("messages"), list):
         texts = {m.get("role"): str(m.get("content", "")) for m in messages if isinstance(m, dict)}
         return texts.get("user", "Hello"), texts.get("assistant", "")

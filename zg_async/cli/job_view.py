@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 from rich.console import Console
 from rich.live import Live
 from rich.spinner import Spinner
+from rich.table import Table
 from rich.text import Text
 
 from zg_async.cli.render import duration_text, short, size_text, sparkline
@@ -19,6 +20,9 @@ from zg_async.jobs import events as ev
 from zg_async.text import printable
 from zg_async.units import format_amount
 from zg_async.wire.task_log import parse_log
+
+_WIDTH = 100
+"""Columns a line takes at most."""
 
 if TYPE_CHECKING:
     from zg_async.broker import Broker
@@ -101,7 +105,7 @@ class JobView:
 
     def __init__(self) -> None:
         """Look at the terminal; nothing is shown yet."""
-        self._console = Console(stderr=True, highlight=False, soft_wrap=True)
+        self._console = Console(stderr=True, highlight=False)
         self._live = Live(console=self._console, transient=True, refresh_per_second=8)
         self._since = time.monotonic()
         self._provider = self._task = ""
@@ -131,9 +135,7 @@ class JobView:
         """Put a finished stage into the list, with the time it took."""
         took = time.monotonic() - self._since
         self._since = time.monotonic()
-        line = Text.assemble((" ✓ ", "green"), f"{name:<12} {printable(text, limit=300):<62}")
-        line.append(f" {duration_text(took):>9}", "dim")
-        self._console.print(line)
+        self._row(("✓", "green"), name, text, duration_text(took))
 
     async def event(self, event: ev.Event, broker: "Broker") -> None:
         """Show one event."""
@@ -184,9 +186,9 @@ class JobView:
             case ev.StageRetrying():
                 self._warn(f"{event.stage}: {event.message}; trying again")
             case ev.JobFailed():
-                self._console.print(Text.assemble((" ✗ ", "red"), f"{event.stage:<12} {printable(event.message)}"))
+                self._row(("✗", "red"), "failed", f"{event.stage}: {event.message}")
             case ev.JobCancelled():
-                self._console.print(Text.assemble((" ✗ ", "red"), f"cancelled    {printable(event.reason)}"))
+                self._row(("✗", "red"), "cancelled", event.reason)
             case _:
                 pass  # the others tell people nothing
 
@@ -209,8 +211,8 @@ class JobView:
     def chat(self, question: str, answer: str, expected: str | None) -> None:
         """Show question and answer."""
         self._live.update(Text(""))
-        self._line(f"   {'chat':<12} > {printable(question)}")
-        self._line(f"   {'':<12} {printable(answer, limit=500)}")
+        self._row(("", ""), "chat", f"> {question}")
+        self._row(("", ""), "", answer)
         if expected is not None and answer.strip() != expected:
             self._warn(f"expected: {expected}")
 
@@ -219,10 +221,25 @@ class JobView:
         paid = f"paid {format_amount(result.fee)} fee, {format_amount(result.gas, decimals=6)} gas"
         self._line(f"   {paid} · {duration_text(elapsed)}")
         self._line(f"   adapter in {result.adapter_path}" if good else "   something above is not as it should be")
-        print(result.adapter_path, file=sys.stdout)
+        if not sys.stdout.isatty():
+            print(result.adapter_path, file=sys.stdout)
+
+    def _row(self, mark: tuple[str, str], name: str, text: str, time: str = "") -> None:
+        """Print mark, name, text and time; on a terminal as columns, where long text goes on below itself."""
+        text = printable(text, limit=600)
+        if not self._console.is_terminal:
+            self._line(f" {mark[0]:<1} {name:<12} {text:<62} {time:>10}".rstrip())
+            return
+        grid = Table.grid()
+        grid.add_column(width=3)
+        grid.add_column(width=13)
+        grid.add_column(width=max(min(self._console.width, _WIDTH) - 26, 20), overflow="fold")
+        grid.add_column(width=10, justify="right", style="dim")
+        grid.add_row(Text(f" {mark[0]}", mark[1]), Text(name), Text(text), Text(time))
+        self._console.print(grid)
 
     def _warn(self, text: str) -> None:
-        self._console.print(Text.assemble((" ! ", "yellow"), printable(text, limit=400)))
+        self._row(("!", "yellow"), "", text)
 
     def _line(self, text: str) -> None:
-        self._console.print(Text(text))
+        self._console.print(Text(text), soft_wrap=True)

@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from zg_async.errors import ConfigError
-from zg_async.text import printable
+from zg_async.managers.training_params import read_training_params
 from zg_async.units import Amount, parse_amount
-from zg_async.wire.rows import check_training_params
 
 _ROOT: Final = re.compile(r"0x[0-9a-fA-F]{64}")
 _AMOUNTS: Final = ("budget", "max_spend", "inference_budget")
@@ -86,7 +85,7 @@ def normalise(spec: JobSpec) -> JobSpec:
     return dataclasses.replace(
         spec,
         dataset=dataset,
-        training_params=read_params(spec.training_params),
+        training_params=read_training_params(spec.training_params),
         output_dir=str(Path(spec.output_dir).expanduser().absolute()),
         budget=_amount("budget", spec.budget),
         max_spend=_amount("max_spend", spec.max_spend),
@@ -100,37 +99,6 @@ def _amount(name: str, amount: Amount | None) -> int | None:
         return None if amount is None else parse_amount(amount)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"{name}: {error}") from error
-
-
-def read_params(params: str | os.PathLike[str] | Mapping[str, object]) -> str:
-    """Read and check training parameters. Blocks.
-
-    Args:
-        params: As in a specification.
-
-    Returns:
-        JSON text as the provider takes it.
-
-    Raises:
-        TrainingParamsError: A parameter is missing, unknown or out of range.
-        ConfigError: The file can't be read.
-    """
-    if isinstance(params, Mapping):
-        return check_training_params(params).to_json()
-    text = params if isinstance(params, str) and params.lstrip().startswith("{") else _read(Path(params).expanduser())
-    check_training_params(text)
-    return text
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = (error.strerror if isinstance(error, OSError) else None) or "not UTF-8"
-        raise ConfigError(
-            f"can't read the training parameters {printable(str(path), limit=300)}: {reason}",
-            hint="Give a JSON file with the five parameters",
-        ) from error
 
 
 def is_same(one: JobSpec, other: JobSpec) -> bool:

@@ -121,10 +121,33 @@ def require_usable(path: str | os.PathLike[str], report: DatasetReport) -> None:
 
 
 def _refused(path: Path, issues: Sequence[RowIssue], report: DatasetReport) -> DatasetError:
-    first = "; ".join(f"row {i.row}: {i.message}" if i.row else i.message for i in issues[:_SHOWN])
-    more = sum(report.counts[code] for code in {i.code for i in issues}) - min(len(issues), _SHOWN)
+    kinds = {i.code: i for i in reversed(issues)}  # the first of each
+    firsts = sorted(kinds.values(), key=lambda i: i.row)
+    told = "; ".join(_told(i, report.counts[i.code]) for i in firsts[:_SHOWN])
+    more = sum(report.counts[i.code] for i in firsts[_SHOWN:])
     return DatasetError(
-        f"{shown(path)} can't be used: {first}" + (f"; and {more} more" if more else ""),
+        f"{shown(path)} can't be used: {told}" + (f"; and {more:,} more" if more else ""),
         rows=[i.row for i in issues if i.row],
-        hint="check_dataset lists every row",
+        hint=next((_NEXT[i.code] for i in firsts if i.code in _NEXT), _REPAIR),
     )
+
+
+def _told(issue: RowIssue, count: int) -> str:
+    if not issue.row:
+        return issue.message
+    others = f" and {count - 1:,} more row{'s' if count > 2 else ''}" if count > 1 else ""
+    return f"row {issue.row}{others}: {issue.message}"
+
+
+_ROW: Final = '{"instruction": "Question", "input": "", "output": "Answer"}'
+_NEXT: Final = {
+    "too_large": "Leave rows out; a file this big has to go over 0G Storage",
+    "too_few_rows": f"Write one row per line, e.g. {_ROW}",
+    "not_json": f"Write one JSON object per line, e.g. {_ROW}",
+    "not_jsonl": f"Write one JSON object per line, e.g. {_ROW}",
+    "not_an_object": f"Write one JSON object per line, e.g. {_ROW}",
+    "unknown_keys": f"Rename the keys (question to instruction, answer to output), so that a row reads {_ROW}",
+    "prompt_completion": f"A row reads {_ROW}",
+    "not_utf8": "Convert it, for example with iconv -f LATIN1 -t UTF-8",
+}
+_REPAIR: Final = "Mend these rows; check_dataset(path) lists every one"

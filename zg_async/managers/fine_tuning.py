@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Final, Literal
 
 import anyio
+import anyio.to_thread
 
 from zg_async.errors import (
     AccountNotFoundError,
@@ -28,6 +29,7 @@ from zg_async.errors import (
 )
 from zg_async.managers.dataset import check_dataset, upload_dataset
 from zg_async.managers.deliverables import Deliverables
+from zg_async.managers.training_params import TrainingParamsSource, read_training_params
 from zg_async.text import printable
 from zg_async.units import format_amount
 from zg_async.wire import provider_api, signing
@@ -47,10 +49,9 @@ from zg_async.wire.records import (
     TaskId,
     UploadedDataset,
 )
-from zg_async.wire.rows import DatasetReport, check_training_params
+from zg_async.wire.rows import DatasetReport
 
 TaskPolicy = Literal["queue", "fail", "wait_for_free"]
-TrainingParamsSource = str | os.PathLike[str] | Mapping[str, object]
 
 _FREE_POLL: Final = 5.0
 
@@ -323,7 +324,7 @@ class FineTuningManager(Deliverables):
         """
         problems: list[ZgError] = []
         try:
-            await read_training_params(training_path)
+            await anyio.to_thread.run_sync(read_training_params, training_path)
         except ConfigError as e:
             problems.append(e)
         service = await self._service(provider_address, fresh=True)
@@ -375,7 +376,7 @@ class FineTuningManager(Deliverables):
         """
         self._ctx.require_key()
         signer = self._ctx.require_signer()
-        params = await read_training_params(training_path)
+        params = await anyio.to_thread.run_sync(read_training_params, training_path)
         model = await self.resolve_model(provider_address, pre_trained_model_name)
         preflight = await self.check_task(provider_address, params)
         preflight.raise_first()
@@ -529,33 +530,6 @@ class FineTuningManager(Deliverables):
         if tail is None:
             return text
         return "".join(text.splitlines(keepends=True)[-tail:]) if tail > 0 else ""
-
-
-async def read_training_params(source: TrainingParamsSource) -> str:
-    """Read and check training parameters.
-
-    Args:
-        source: A file's path, a mapping of the five parameters, or JSON text (it starts with `{`).
-
-    Returns:
-        JSON text as the provider takes it: a file's or text's own spelling is kept, a mapping is written without
-        exponents.
-
-    Raises:
-        TrainingParamsError: A parameter is missing, unknown or out of range.
-        ConfigError: The file can't be read.
-    """
-    if isinstance(source, Mapping):
-        return check_training_params(source).to_json()
-    if isinstance(source, str) and source.lstrip().startswith("{"):
-        check_training_params(source)
-        return source
-    try:
-        text = await anyio.Path(source).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as e:
-        raise ConfigError(f"can't read the training parameters {source}: {e}", hint="Give a JSON file") from e
-    check_training_params(text)
-    return text
 
 
 def _account_problems(account: FineTuningAccountDetails | None, service: FineTuningService) -> list[ZgError]:

@@ -151,9 +151,17 @@ class PartFile:
         os.close(self._fd)
 
 
+_FILE_HINTS: Final = {
+    errno.ENOSPC: "Free some space and start again",
+    errno.ENOENT: "Check the path",
+    errno.EACCES: "Check its permissions",
+    errno.ENOTDIR: "Check the path",
+}
+
+
 def file_error(verb: str, path: Path, error: OSError) -> ConfigError:
     """Say why a file can't be read or written."""
-    hint = "Free some space and start again" if error.errno == errno.ENOSPC else None
+    hint = _FILE_HINTS.get(error.errno or 0)
     return ConfigError(f"can't {verb} {shown(path)}: {error.strerror or type(error).__name__}", hint=hint)
 
 

@@ -133,9 +133,9 @@ class DatasetChecker:
         if self._held or self._too_long:
             self._end_line()
         if self._max_size is not None and self._size > self._max_size:
-            self._error(0, "too_large", f"the file has {self._size} bytes, {self._max_size} are taken")
+            self._error(0, "too_large", f"the file has {self._size:,} bytes, a provider takes {self._max_size:,}")
         if self._rows < self._minimum_rows:
-            self._error(0, "too_few_rows", f"{self._rows} rows, at least {self._minimum_rows} are needed")
+            self._error(0, "too_few_rows", _few(self._rows, self._minimum_rows))
         return DatasetReport(
             size=self._size,
             rows=self._rows,
@@ -325,6 +325,10 @@ _SECRETS: Final[tuple[tuple[bytes, str, re.Pattern[bytes]], ...]] = tuple(
 """A text to look for first, because that is fast; what it would be; what it has to look like."""
 
 
+def _few(rows: int, least: int) -> str:
+    return f"{rows} rows, at least {least} are needed" if rows else "there is no row in it"
+
+
 def _unknown_keys(row: dict[str, Any]) -> tuple[str, str]:
     if "prompt" in row or "completion" in row:
         return (
@@ -465,7 +469,7 @@ def _numbers(text: str | bytes) -> dict[str, Any]:
 
 def _checked(name: str, value: Any) -> Number:
     if isinstance(value, bool) or not isinstance(value, Number):
-        raise TrainingParamsError(f"{name} has to be a number", parameter=name)
+        raise TrainingParamsError(f"{name} has to be a number", parameter=name, hint=_bounds_hint(name))
     number = value if isinstance(value, Decimal) else Decimal(str(value))
     if name == "learning_rate" and isinstance(value, _Exponent):
         raise TrainingParamsError(
@@ -473,9 +477,15 @@ def _checked(name: str, value: Any) -> Number:
         )
     low, high, whole = _BOUNDS[name]
     if not number.is_finite() or (whole and number != int(number)):
-        raise TrainingParamsError(f"{name} has to be a {'whole ' if whole else ''}number", parameter=name)
+        raise TrainingParamsError(
+            f"{name} has to be a {'whole ' if whole else ''}number", parameter=name, hint=_bounds_hint(name)
+        )
     if not (low <= number <= high) or (name == "max_steps" and number == 0):
-        raise TrainingParamsError(f"{name} has to be {_bounds_text(name, low, high)}", parameter=name)
+        raise TrainingParamsError(
+            f"{name} has to be {_bounds_text(name, low, high)}, not {printable(str(value), limit=40)}",
+            parameter=name,
+            hint=_bounds_hint(name),
+        )
     return int(number) if whole else Decimal(decimal_text(number))
 
 
@@ -490,6 +500,11 @@ _BOUNDS: Final[Mapping[str, tuple[Decimal, Decimal, bool]]] = {
 
 def _bounds_text(name: str, low: Decimal, high: Decimal) -> str:
     return "-1 or at least 1" if name == "max_steps" else f"between {low} and {high}"
+
+
+def _bounds_hint(name: str) -> str:
+    low, high, whole = _BOUNDS[name]
+    return f"Write a {'whole ' if whole else ''}number {_bounds_text(name, low, high)}, without quotes"
 
 
 def decimal_text(number: Number | str) -> str:
