@@ -2,6 +2,7 @@
 
 import asyncio
 import inspect
+import sys
 from collections.abc import AsyncGenerator
 from unittest import mock
 
@@ -20,6 +21,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("--goals"):
         config.pluginmanager.register(Collector())
+
+
+def pytest_collection_finish() -> None:
+    """Undo what importing eth_account and py-evm does to a process: deep JSON would end it instead of a test."""
+    sys.setrecursionlimit(min(sys.getrecursionlimit(), 12_288))  # what devnet/evm.py needs
 
 
 def _mend_aioresponses() -> None:

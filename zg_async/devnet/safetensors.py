@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from zg_async.devnet.arrays import Array, np
+from zg_async.wire.strict_json import BadJsonError, decode_json
 
 MAX_HEADER: Final = 100_000_000
 """Bytes of header the format allows."""
+_DEPTH: Final = 8
 
 Tensors = dict[str, Array]
 
@@ -96,19 +98,12 @@ def _split(data: bytes) -> tuple[dict[str, Any], memoryview]:
     if length > MAX_HEADER or 8 + length > len(data):
         raise SafetensorsError(f"header of {length} bytes")
     try:
-        header = json.loads(data[8 : 8 + length], object_pairs_hook=_no_duplicates)
-    except (ValueError, RecursionError) as error:
+        header = decode_json(data[8 : 8 + length], limit=MAX_HEADER, depth=_DEPTH)
+    except BadJsonError as error:
         raise SafetensorsError("header is not JSON") from error
     if data[8:9] != b"{" or not isinstance(header, dict):
         raise SafetensorsError("header is not an object")
     return header, memoryview(data)[8 + length :]
-
-
-def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise SafetensorsError("duplicate name in the header")
-    return found
 
 
 def _span(name: str, entry: object) -> tuple[int, int, list[int]]:
