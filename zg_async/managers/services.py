@@ -42,7 +42,7 @@ class ServiceDirectory:
         self._clock = clock
         self._names: dict[ServiceType, str] = {}
         self._limits: LedgerLimits | None = None
-        self._lock_time: tuple[float, int] | None = None
+        self._terms: tuple[float, int, int] | None = None
         self._fine_tuning: dict[Address, tuple[float, FineTuningService]] = {}
         self._lock = anyio.Lock()
 
@@ -105,17 +105,33 @@ class ServiceDirectory:
 
     async def lock_time(self) -> int:
         """Read the fine-tuning contract's lock time in seconds; kept for a minute."""
-        now = self._clock.monotonic()
-        if self._lock_time is None or now - self._lock_time[0] > _TTL:
-            self._lock_time = (now, await self._chain.call(self.fine_tuning.lock_time()))
-        return self._lock_time[1]
+        return (await self.delivery_terms())[0]
 
-    async def fine_tuning_service(self, provider: Address, *, fresh: bool = False) -> FineTuningService:
+    async def delivery_terms(self) -> tuple[int, int]:
+        """Read what deliveries are subject to; kept for a minute.
+
+        Returns:
+            The lock time in seconds, and the penalty of a missed acknowledgement in per cent of the fee.
+        """
+        async with self._lock:  # many watches begin at the same time
+            if self._terms is None or self._clock.monotonic() - self._terms[0] > _TTL:
+                calls = [self.fine_tuning.lock_time(), self.fine_tuning.penalty_percentage()]
+                values = await self._chain.call_many(calls)
+                for value in values:
+                    if isinstance(value, ZgError):
+                        raise value
+                self._terms = (self._clock.monotonic(), values[0], values[1])
+            return self._terms[1:]
+
+    async def fine_tuning_service(
+        self, provider: Address, *, fresh: bool = False, max_age: float = _TTL
+    ) -> FineTuningService:
         """Read a provider's fine-tuning registration; kept for a minute.
 
         Args:
             provider: The provider's address.
             fresh: Read it from the chain now, as everything that pays or verifies must.
+            max_age: Seconds for which a registration read before will do; longer for who calls `forget` on changes.
 
         Returns:
             The registration.
@@ -125,11 +141,18 @@ class ServiceDirectory:
         """
         now = self._clock.monotonic()
         known = self._fine_tuning.get(provider)
-        if fresh or known is None or now - known[0] > _TTL:
+        if fresh or known is None or now - known[0] > max_age:
             service = await self._chain.call(self.fine_tuning.get_service(provider))
             self._fine_tuning[provider] = (now, service)
             return service
         return known[1]
+
+    def forget(self, provider: Address | None = None) -> None:
+        """Forget what is known of a provider's fine-tuning registration; None: of all. The chain says it changed."""
+        if provider is None:
+            self._fine_tuning.clear()
+        else:
+            self._fine_tuning.pop(provider, None)
 
     async def fine_tuning_services(self) -> tuple[FineTuningService, ...]:
         """Read all fine-tuning registrations."""

@@ -238,8 +238,18 @@ class TaskStory:
         return delivered + dt.timedelta(seconds=self.window) if delivered else None
 
     def wants_chain(self, task: Task) -> bool:
-        """Whether the chain has to be asked before this answer of the provider is believed."""
-        return task.progress in _AFTER_DELIVERY and not self.over
+        """Whether the chain has to be asked before this answer is believed: it claims more than the chain has told."""
+        if self.over:
+            return False
+        match task.progress:
+            case TaskProgress.DELIVERED | TaskProgress.FAILED:
+                return self.root is None
+            case TaskProgress.USER_ACKNOWLEDGED:
+                return not self.acknowledged
+            case TaskProgress.FINISHED:
+                return True
+            case _:
+                return False
 
     # ---- facts
 

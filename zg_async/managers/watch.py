@@ -9,12 +9,13 @@ provider: more wallets stretch the round. An event on chain wakes it, so what th
 """
 
 import collections
+import copy
 import dataclasses
 import datetime as dt
 import logging
 import random
 import weakref
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from types import TracebackType
 from typing import Any, Final, Self
 
@@ -41,6 +42,7 @@ from zg_async.managers.task_changes import (
     WatchCursor,
 )
 from zg_async.transport.chain import Chain
+from zg_async.transport.heads import Block
 from zg_async.transport.http import Http
 from zg_async.transport.logs import Cursor, LogBatch, Resync, Rewound
 from zg_async.wire.contracts import (
@@ -49,6 +51,8 @@ from zg_async.wire.contracts import (
     DeliverableAcknowledged,
     DeliverableAdded,
     FeesSettled,
+    ServiceRemoved,
+    ServiceUpdated,
     decode_log,
 )
 from zg_async.wire.records import Address, Deliverable, Task, TaskId
@@ -57,6 +61,10 @@ _log = logging.getLogger("zg_async.watch")
 
 _FACTS: Final = (DeliverableAdded, DeliverableAcknowledged, FeesSettled, DeliverableAbandoned)
 _TOPICS: Final = tuple(f.__name__ for f in _FACTS)
+_SERVICE_TOPICS: Final = ("ServiceUpdated", "ServiceRemoved")
+_SERVICE_AGE: Final = 3600.0
+"""Seconds a registration is believed while the chain's events, which tell of changes, are read."""
+_SERVICE_AGE_UNTOLD: Final = 60.0
 _WARN_AFTER: Final = 3
 """Rounds that fail in a row before watches are told."""
 _MAX_PENDING: Final = 1000
@@ -105,6 +113,7 @@ class WatchHub:
         self._background = Background()
         self._pollers: dict[Address, _Poller] = {}
         self._watches: dict[tuple[Address, Address, TaskId], weakref.WeakSet[TaskWatch]] = {}
+        self.looks = _Looks(chain, services)
         self._reading = False
         self._cursor: Cursor | None = None
         self._skew = 0.0
@@ -162,6 +171,12 @@ class WatchHub:
 
     # ---- chain
 
+    async def client(self, provider: Address) -> ProviderClient:
+        """Return a client of a provider; asks the chain where it is only when that may have changed."""
+        age = _SERVICE_AGE if self._reading else _SERVICE_AGE_UNTOLD
+        service = await self.services.fine_tuning_service(provider, max_age=age)
+        return ProviderClient(self.http, service.url, provider, self.clock)
+
     async def _read_chain(self) -> None:
         try:
             while any(self._watches.values()):
@@ -174,9 +189,10 @@ class WatchHub:
             self._reading = False
 
     async def _follow(self) -> None:
-        topics = [TOPIC[name] for name in _TOPICS]
+        topics = [TOPIC[name] for name in (*_TOPICS, *_SERVICE_TOPICS)]
         addresses = [self.services.fine_tuning.address]
         async with self.chain.logs.follow(addresses=addresses, topics=[topics], cursor=self._cursor) as batches:
+            self.services.forget()  # what was read before may have changed before this began
             async for batch in batches:
                 self._cursor = batch.cursor
                 match batch:
@@ -185,6 +201,7 @@ class WatchHub:
                         for log in batch.logs:
                             self._dispatch(decode_log(log))
                     case Rewound() | Resync():
+                        self.services.forget()
                         self._tell_all(batch)
                 if not any(self._watches.values()):
                     self._cursor = None
@@ -196,11 +213,66 @@ class WatchHub:
                 watch.put(fact)
 
     def _dispatch(self, event: Any) -> None:
+        if isinstance(event, ServiceUpdated | ServiceRemoved):
+            self.services.forget(event.provider)
         if not isinstance(event, _FACTS):
             return
         for watch in self.watches(event.user, event.provider, TaskId(event.id)):
             watch.put(event)
         self.poke(event.provider)
+
+
+_Key = tuple[Address, Address, TaskId]
+
+
+class _Look:
+    """A question about one delivery, for all who ask it at the same time."""
+
+    def __init__(self) -> None:
+        self.answer: tuple[Block, Deliverable | None] | None = None
+        self.error: ZgError | None = None
+
+
+class _Looks:
+    """Reads deliveries for many watches at once: who comes while one read is under way is in the next."""
+
+    def __init__(self, chain: Chain, services: ServiceDirectory) -> None:
+        self._chain = chain
+        self._services = services
+        self._lock = anyio.Lock()
+        self._waiting: dict[_Key, _Look] = {}
+
+    async def read(self, key: _Key) -> tuple[Block, Deliverable | None]:
+        """Return the newest block, and the delivery as it was then; None if there is none."""
+        look = self._waiting.setdefault(key, _Look())
+        async with self._lock:
+            if look.answer is None and look.error is None:
+                await self._read_all()
+        if look.answer is None:
+            raise copy.copy(look.error) if look.error else ClosedError("the read was given up")
+        return look.answer
+
+    async def _read_all(self) -> None:
+        waiting, self._waiting = self._waiting, {}
+        try:
+            await self._answer(waiting)
+        except ZgError as error:
+            for look in waiting.values():
+                look.error = error
+        finally:  # cancelled: whoever comes next reads for the others too
+            self._waiting = {k: w for k, w in waiting.items() if w.answer is None and w.error is None} | self._waiting
+
+    async def _answer(self, waiting: Mapping[_Key, _Look]) -> None:
+        block = await self._chain.block()
+        calls = [self._services.fine_tuning.get_deliverable(*key) for key in waiting]
+        found = await self._chain.call_many(calls, block=block.number)
+        for look, result in zip(waiting.values(), found, strict=True):
+            if isinstance(result, DeliverableNotFoundError | AccountNotFoundError):
+                look.answer = (block, None)
+            elif isinstance(result, ZgError):
+                look.error = result
+            else:
+                look.answer = (block, result)
 
 
 class _Poller:
@@ -275,8 +347,7 @@ class _Poller:
         return changed
 
     async def _fetch(self, wallet: Address, tasks: set[TaskId]) -> tuple[Task, ...]:
-        service = await self._hub.services.fine_tuning_service(self._provider)
-        client = ProviderClient(self._hub.http, service.url, self._provider, self._hub.clock)
+        client = await self._hub.client(self._provider)
         if len(tasks) == 1:
             return (await client.get_task(wallet, next(iter(tasks))),)
         return await client.list_tasks(wallet)
@@ -307,6 +378,8 @@ class TaskWatch:
         self._from = cursor
         self._story: TaskStory | None = None
         self._facts: collections.deque[_Fact] = collections.deque()
+        self._answer: Task | None = None
+        """The provider's last answer handed in."""
         self._changes: collections.deque[TaskChange] = collections.deque()
         self._wake = anyio.Event()
         self._started = self._closed = False
@@ -324,9 +397,14 @@ class TaskWatch:
         return self._story.cursor.encode() if self._story else self._from
 
     def put(self, fact: _Fact) -> None:
-        """Hand in a fact; called by the hub."""
+        """Hand in a fact; called by the hub. An answer like the last one counts only if the chain has yet to agree."""
+        if isinstance(fact, Task):
+            if fact == self._answer and not (self._story and self._story.wants_chain(fact)):
+                return
+            self._answer = fact
         if len(self._facts) >= _MAX_PENDING:
             self._facts = collections.deque(f for f in self._facts if not isinstance(f, Task | str))
+            self._answer = None
         self._facts.append(fact)
         self._wake.set()
 
@@ -385,22 +463,18 @@ class TaskWatch:
         self._changes.extend(story.see_time(self._hub.chain_now()))
 
     async def _start(self) -> None:
-        hub, chain = self._hub, self._hub.chain
+        hub = self._hub
         self._facts.clear()
+        self._answer = None
         hub.add(self)  # first, so that nothing falls between what is read here and what the hub reads
-        story = TaskStory(
-            self.provider,
-            self.task_id,
-            lock_time=await hub.services.lock_time(),
-            penalty_percentage=await chain.call(hub.services.fine_tuning.penalty_percentage()),
-        )
+        lock_time, penalty = await hub.services.delivery_terms()
+        story = TaskStory(self.provider, self.task_id, lock_time=lock_time, penalty_percentage=penalty)
         cursor = WatchCursor.decode(self._from) if self._from else None
-        head = await chain.block()
+        head, deliverable = await hub.looks.read(self.key)
         hub.saw_block_time(head.timestamp)
         changes: list[TaskChange] = []
         if cursor is not None and await self._on_chain(cursor):
             story.restore(cursor)
-            deliverable = await self._deliverable(head.number)
             if deliverable is not None:
                 story.recall(deliverable)
             for event in await self._events(cursor.block_number, head.number):
@@ -408,7 +482,6 @@ class TaskWatch:
             story.see_block(head.number, head.hash)
         else:
             story.see_block(head.number, head.hash)
-            deliverable = await self._deliverable(head.number)
             if self._from is not None:
                 task = await self._task_or_none()
                 changes.append(story.resynced(hub.chain_now(), task, deliverable))
@@ -437,9 +510,8 @@ class TaskWatch:
 
     async def _ask_chain(self, story: TaskStory) -> list[TaskChange]:
         """See whether the chain bears the provider out: by what happened since, else by the deliverable as it is."""
-        head = await self._hub.chain.block()
+        head, deliverable = await self._hub.looks.read(self.key)
         events = await self._events(story.position[0], head.number)
-        deliverable = await self._deliverable(head.number)
         changes = [change for event in events for change in story.see_event(event)]
         return changes + (story.see_deliverable(deliverable) if deliverable is not None else [])
 
@@ -452,8 +524,7 @@ class TaskWatch:
 
     async def _task_or_none(self) -> Task | None:
         try:
-            service = await self._hub.services.fine_tuning_service(self.provider)
-            client = ProviderClient(self._hub.http, service.url, self.provider, self._hub.clock)
+            client = await self._hub.client(self.provider)
             return await client.get_task(self.wallet, self.task_id)
         except ZgError:
             return None
@@ -542,8 +613,7 @@ class LogFollow:
         raise StopAsyncIteration
 
     async def _look(self) -> TaskLogAppended | None:
-        service = await self._hub.services.fine_tuning_service(self._provider)
-        client = ProviderClient(self._hub.http, service.url, self._provider, self._hub.clock)
+        client = await self._hub.client(self._provider)
         task = await client.get_task(
             self._wallet, self._task_id
         )  # before the log: what ends after it is seen next time

@@ -35,6 +35,8 @@ from zg_async.transport.retry import ONCE, RetryBudget, RetryPolicy, retry
 KIB: Final = 1024
 MIB: Final = 1024 * KIB
 _MAX_REDIRECTS: Final = 3
+_KEEP_ALIVE: Final = 45.0
+"""Seconds an idle connection is kept: longer than the longest pause between two rounds of a watch."""
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 _log = logging.getLogger("zg_async.http")
 
@@ -109,6 +111,7 @@ class Http:
         self._resolver = JudgingResolver(self.egress)
         connector = aiohttp.TCPConnector(
             limit=self.settings.max_connections,
+            keepalive_timeout=_KEEP_ALIVE,
             ssl=self._ssl if self._ssl is not None else True,
             resolver=self._resolver,
         )
