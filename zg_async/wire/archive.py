@@ -74,13 +74,13 @@ def check_entries(
         path = _safe_path(info)
         _check_kind(info)
         if info.is_dir():
-            folders.update(_parents(_key(path) + "/x"))
+            folders.update(_parents(path_key(path) + "/x"))
             continue
         _check_size(info, max_ratio)
         total, packed = total + info.file_size, packed + info.compress_size
         if total > max_total or total > max_ratio * packed + RATIO_SLACK:
             raise UnsafeArchiveError(f"the archive unpacks to over {max_total} bytes or {max_ratio} times its size")
-        key = _key(path)
+        key = path_key(path)
         if key in files:
             raise _bad(info, "stands twice in the archive, if case and Unicode form don't count")
         files.add(key)
@@ -137,7 +137,7 @@ def _safe_path(info: zipfile.ZipInfo) -> str:
         raise _bad(info, "has no name or a very long one")
     parts = name.removesuffix("/").split("/")
     for part in parts:
-        if reason := _bad_part(part):
+        if reason := bad_part(part):
             raise _bad(info, reason)
     path = "/".join(parts)
     stripped = path.removeprefix(_PREFIX)
@@ -146,7 +146,8 @@ def _safe_path(info: zipfile.ZipInfo) -> str:
     return stripped
 
 
-def _bad_part(part: str) -> str | None:
+def bad_part(part: str) -> str | None:
+    """Say what keeps a name from being one step of a path on every system; None: nothing."""
     if part in ("", ".", ".."):
         return "leaves its folder, or is absolute"
     if any(c in _FORBIDDEN for c in part) or any(unicodedata.category(c)[0] == "C" for c in part):
@@ -156,7 +157,8 @@ def _bad_part(part: str) -> str | None:
     return "has a very long name" if len(part.encode()) > MAX_NAME else None
 
 
-def _key(path: str) -> str:
+def path_key(path: str) -> str:
+    """Return what two names share that some system takes for one."""
     return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", path).casefold())
 
 

@@ -74,7 +74,7 @@ def _looped(name: str, hash_one: Callable[[bytes], bytes]) -> KeccakBackend:
         return b"".join([hash_one(data[at : at + size]) for at in range(0, len(data), size)])
 
     def subtree_roots(data: Data, size: int, leaves: int) -> bytes:
-        if leaves < 1 or leaves & (leaves - 1) or len(data) % (size * leaves):
+        if leaves < 1 or leaves & (leaves - 1) or size < 1 or len(data) % (size * leaves):
             raise ValueError("not whole trees of a power of two of blocks")
         level = hash_blocks(data, size)
         while leaves > 1:

@@ -106,7 +106,7 @@ def _order(configs: Sequence[ShardConfig], method: str, rng: random.Random | Non
 
 
 class _Tree:
-    """How often each part of the flow is held: the node (depth d, low d bits of the place) and its halves."""
+    """How often each part of the flow, (depth d, low d bits of the place), is held by nodes of this depth or deeper."""
 
     def __init__(self, replica: int) -> None:
         self._replica = replica
@@ -121,8 +121,11 @@ class _Tree:
         """Add a node, unless what it holds is held often enough."""
         depth = config.num_shard.bit_length() - 1
         way = [(d, config.shard_id & ((1 << d) - 1)) for d in range(depth + 1)]
-        if any(self._held.get(part, 0) >= self._replica for part in way):
-            return False
+        above = 0
+        for part in way:
+            if above + self._held.get(part, 0) >= self._replica:
+                return False
+            above += self._own.get(part, 0)
         self._own[way[-1]] = self._own.get(way[-1], 0) + 1
         for d, low in reversed(way):
             halves = (self._held.get((d + 1, low), 0), self._held.get((d + 1, low | 1 << d), 0))
