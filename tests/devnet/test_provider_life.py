@@ -7,7 +7,7 @@ import pytest
 
 from tests.devnet.provider_kit import PARAMS, chain_user
 from zg_async.devnet.process import DevnetProcess
-from zg_async.devnet.provider_files import storage_root
+from zg_async.devnet.storage_network import hash_path
 from zg_async.errors import EnvelopeError, SignatureMismatchError
 from zg_async.wire.envelope import ModelDecryptor, unwrap_key
 from zg_async.wire.hashing import keccak256
@@ -187,6 +187,6 @@ async def test_the_storage_root_goes_on_chain_when_asked(devnet, tmp_path):
         await user.control("settings", root="keccak")
         _, blob, _ = await user.download(task_id)
         (tmp_path / "file").write_bytes(blob)
-        assert (await user.deliverable(task_id)).model_root_hash == storage_root(tmp_path / "file")
+        assert (await user.deliverable(task_id)).model_root_hash == hash_path(tmp_path / "file").root
         await user.acknowledge(task_id)
         await user.wait(task_id, "Finished")

@@ -4,7 +4,6 @@ import json
 import pytest
 
 from tests.devnet.provider_kit import PARAMS, QWEN, vectors
-from zg_async.devnet.provider_files import storage_root
 from zg_async.devnet.provider_rules import (
     FORBIDDEN,
     Refused,
@@ -20,6 +19,7 @@ from zg_async.devnet.provider_rules import (
     PARAMS as NAMES,
 )
 from zg_async.devnet.provider_settings import CustomModel, Faults, Settings, update
+from zg_async.devnet.storage_network import hash_path
 from zg_async.errors import ConfigError
 
 _V = vectors()
@@ -133,7 +133,7 @@ def test_a_name_that_begins_like_hex_is_found_by_hash_only():
 def test_storage_roots_equal_the_recorded_ones(tmp_path, size, root):
     path = tmp_path / "file"
     path.write_bytes(bytes((31 * i + 17 * (i >> 8) + 113 * (i >> 16) + 7) & 255 for i in range(size)))
-    assert storage_root(path).hex() == root
+    assert hash_path(path).root.hex() == root
 
 
 def test_settings_take_only_known_names_and_types():

@@ -42,6 +42,10 @@ async def up(
     ledger_ca: str | None = None,
     inference_ca: str | None = None,
     fine_tuning_ca: str | None = None,
+    flow_ca: str | None = None,
+    storage_nodes: Annotated[int, cyclopts.Parameter(validator=cyclopts.validators.Number(gte=0, lte=64))] = 0,
+    shards: str = "1",
+    indexer_port: int = 0,
     owner_key_file: Path | None = None,
     state_dir: Path | None = None,
     json_: Annotated[bool, cyclopts.Parameter(name="--json", negative="")] = False,
@@ -79,6 +83,15 @@ async def up(
         InferenceServing, with --attach.
     fine_tuning_ca
         FineTuningServing, with --attach.
+    flow_ca
+        The storage flow contract, with --attach and --storage-nodes. Default: a new one.
+    storage_nodes
+        How many storage nodes, with an indexer before them.
+    shards
+        Into how many shards the nodes divide the segments (a power of two; nodes are dealt to them in turn), or each
+        node's own as shard/shards, such as 0/2,1/2,0/1.
+    indexer_port
+        Of the indexer. Default: any.
     owner_key_file
         File with the owner's private key in hex. Default: the variable ZG_OWNER_KEY.
     state_dir
@@ -92,8 +105,8 @@ async def up(
 
     attachment = None
     if attach is not None:
-        attachment = _attachment(attach, ledger_ca, inference_ca, fine_tuning_ca, owner_key_file)
-    elif ledger_ca or inference_ca or fine_tuning_ca or owner_key_file:
+        attachment = _attachment(attach, ledger_ca, inference_ca, fine_tuning_ca, owner_key_file, flow_ca)
+    elif ledger_ca or inference_ca or fine_tuning_ca or flow_ca or owner_key_file:
         raise ConfigError("contract addresses and an owner's key belong to --attach")
     background = Background()
     try:
@@ -111,6 +124,9 @@ async def up(
                 train_seconds=train_seconds,
                 limits=limits,
                 ticks=ticks,
+                storage_nodes=storage_nodes,
+                shards=shards,
+                indexer_port=indexer_port,
                 state_dir=state_dir,
                 attach=attachment,
             ) as devnet:
@@ -143,14 +159,24 @@ def _read_to_eof(scope: anyio.CancelScope, token: EventLoopToken) -> None:
 
 
 def _attachment(
-    url: str, ledger: str | None, inference: str | None, fine_tuning: str | None, key_file: Path | None
+    url: str,
+    ledger: str | None,
+    inference: str | None,
+    fine_tuning: str | None,
+    key_file: Path | None,
+    flow: str | None = None,
 ) -> "Attachment":
     from zg_async.devnet.network import Attachment
 
     if not (ledger and inference and fine_tuning):
         raise ConfigError("--attach needs --ledger-ca, --inference-ca and --fine-tuning-ca")
     return Attachment(
-        rpc_url=url, ledger=ledger, inference=inference, fine_tuning=fine_tuning, owner_key=_owner_key(key_file)
+        rpc_url=url,
+        ledger=ledger,
+        inference=inference,
+        fine_tuning=fine_tuning,
+        owner_key=_owner_key(key_file),
+        flow=flow,
     )
 
 
@@ -173,6 +199,8 @@ def _owner_key(key_file: Path | None) -> bytes:
 def _summary(devnet: "Devnet") -> str:
     lines = [f"0G devnet   chain {devnet.chain_id}   {devnet.rpc_url}"]
     lines += [f"  provider  {node.address}  {node.url}" for node in devnet.providers]
+    if devnet.storage is not None:
+        lines.append(f"  storage   {len(devnet.storage.nodes)} nodes   indexer {devnet.storage.indexer.url}")
     lines += [f"  account   {account.address}" for account in devnet.accounts[:3]]
     lines.append(f"  control   {devnet.control.url}")
     lines.append("  keys are public, only for development; Ctrl-C ends it")

@@ -23,8 +23,13 @@ Answers are `{"ok": true, ...}`, or `{"error": text}` with 400 (the command), 40
 | `approve`, `revoke` | | the owner's word on the provider's TEE signer |
 | `inference` | any field of `inference_settings.InferenceSettings` | its inference side |
 | `restart_inference` | | its inference side's process |
+| `storage` | `node`: its number; any field of `storage_settings.StorageSettings` | its settings and faults |
+| `storage_stop`, `storage_start` | `node` | a storage node's process |
+| `storage_prune` | `root`, `node` | a storage node throws a file away |
+| `indexer` | any field of `storage_settings.IndexerSettings` | the indexer's faults |
 
-Commands about a provider take `provider`: its address or its number from 0; without it they are about all.
+Commands about a provider take `provider`: its address or its number from 0; without it they are about all. So do
+commands about a storage node with `node`.
 """
 
 import dataclasses
@@ -39,6 +44,7 @@ from aiohttp import web
 
 from zg_async.devnet.provider import ProviderNode
 from zg_async.devnet.provider_settings import Faults, update
+from zg_async.devnet.storage_control import storage_commands
 from zg_async.errors import ChainError, ConfigError
 
 if TYPE_CHECKING:
@@ -80,6 +86,7 @@ class Control:
             "revoke": self._revoke,
             "inference": self._inference,
             "restart_inference": self._restart_inference,
+            **storage_commands(devnet),
         }
 
     @property

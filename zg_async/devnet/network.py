@@ -21,7 +21,8 @@ from zg_async.devnet import accounts
 from zg_async.devnet.chain_client import ChainClient, HttpRpc, Wallet, address_of
 from zg_async.devnet.chain_watch import ChainWatch
 from zg_async.devnet.control import Control
-from zg_async.devnet.deploy import plan_deployment
+from zg_async.devnet.deploy import DeployTransaction, plan_deployment
+from zg_async.devnet.deploy_storage import plan_storage
 from zg_async.devnet.engine import Engine
 from zg_async.devnet.engines import make_engine
 from zg_async.devnet.faults import Fault, FaultProxy, Faults
@@ -29,6 +30,7 @@ from zg_async.devnet.inference import InferenceNode, InferenceSettings
 from zg_async.devnet.inference_chain import WalletChain
 from zg_async.devnet.provider import STAKE, ProviderNode
 from zg_async.devnet.provider_settings import Settings, update
+from zg_async.devnet.storage_network import StorageNetwork, parse_shards
 from zg_async.errors import ConfigError, ContractRevertedError, RpcError
 from zg_async.units import NEURON_PER_0G
 from zg_async.wire.contracts import FineTuningContract, InferenceContract
@@ -57,6 +59,8 @@ class Attachment:
     fine_tuning: str
     owner_key: bytes = dataclasses.field(repr=False)
     """Pays stake and gas, and approves signers."""
+    flow: str | None = None
+    """None: with storage nodes, storage contracts are deployed, too."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,6 +79,11 @@ class Options:
     limits: Literal["default", "off"] = "default"
     ticks: Literal["fast", "real"] = "fast"
     inference: bool = True
+    storage_nodes: int = 0
+    """Without any there is no storage contract and no indexer."""
+    shards: str = "1"
+    """How the nodes share the segments; see `storage_network.parse_shards`."""
+    indexer_port: int = 0
     state_dir: Path | None = None
     """Where providers keep their files; None: a temporary folder, removed at the end."""
     attach: Attachment | None = None
@@ -96,6 +105,7 @@ class Devnet:
         self.inference: dict[Address, InferenceNode] = {}
         """Inference sides, by the wallet they share with a fine-tuning provider."""
         self.accounts: tuple[accounts.DevAccount, ...] = ()
+        self.storage: StorageNetwork | None = None
         self.control = Control(self)
         self.client: ChainClient
         self.owner: Wallet
@@ -106,6 +116,16 @@ class Devnet:
 
     def describe(self) -> dict[str, Any]:
         """Return what `zg devnet up` prints."""
+        told = self._describe_all()
+        if (storage := self.storage) is not None:
+            told["flow"] = storage.flow.address
+            told["indexer_url"] = storage.indexer.url
+            told["storage_nodes"] = [
+                {"url": node.url, "shard": node.shard, "shards": node.shards} for node in storage.nodes
+            ]
+        return told
+
+    def _describe_all(self) -> dict[str, Any]:
         return {
             "rpc_url": self.rpc_url,
             "chain_id": self.chain_id,
@@ -233,6 +253,8 @@ class _Builder:
         self._stack.push_async_callback(devnet.watch.aclose)
         await devnet.watch.start()
         folder = await self._folder()
+        if options.storage_nodes:
+            await self._open_storage(folder)
         devnet.providers = [self._provider(number, folder) for number in range(options.providers)]
         await self._open_all()
         if options.attach is None and options.block_time:
@@ -260,11 +282,14 @@ class _Builder:
             plan = plan_deployment(lock_time=self._options.lock_time)
         except ValueError as error:
             raise ConfigError(str(error)) from error
-        for step in plan.transactions:
-            await devnet.owner.transact(step.to, step.data, step.value, gas=_DEPLOY_GAS)
+        await self._deploy(plan.transactions)
         devnet.ledger = plan.ledger
         devnet.fine_tuning_contract = FineTuningContract(plan.fine_tuning)
         devnet.inference_contract = InferenceContract(plan.inference)
+
+    async def _deploy(self, transactions: Sequence[DeployTransaction]) -> None:
+        for step in transactions:
+            await self._devnet.owner.transact(step.to, step.data, step.value, gas=_DEPLOY_GAS)
 
     async def _engine(self) -> Engine:
         wanted = self._options.port
@@ -326,6 +351,34 @@ class _Builder:
         if balance < least:
             await self._devnet.fund(address, least - balance)
 
+    # --- storage ---
+
+    async def _open_storage(self, folder: Path) -> None:
+        """Deploy the storage contracts right after the sixteen others, and serve."""
+        devnet, options = self._devnet, self._options
+        shards = parse_shards(options.shards, options.storage_nodes)
+        flow = checksum_address(options.attach.flow) if options.attach and options.attach.flow else None
+        if flow is None:
+            nonce = int(await devnet.client.request("eth_getTransactionCount", devnet.owner.address, "latest"), 16)
+            plan = plan_storage(devnet.owner.address, first_nonce=nonce)
+            await self._deploy(plan.transactions)
+            flow = plan.flow
+        devnet.storage = StorageNetwork(
+            devnet.client,
+            flow,
+            folder / "storage",
+            shards=shards,
+            chain_id=devnet.chain_id,
+            clock=devnet.clock,
+            interval=0.05 if options.ticks == "fast" else 0.5,
+        )
+        devnet.storage.indexer.port = options.indexer_port
+        self._stack.push_async_callback(devnet.storage.aclose)
+        try:
+            await devnet.storage.start()
+        except OSError as error:
+            raise ConfigError(f"port {options.indexer_port} is taken") from error
+
     # --- providers ---
 
     async def _folder(self) -> Path:
@@ -359,6 +412,7 @@ class _Builder:
             folder=folder / address_of(wallet_key).lower(),
             settings=settings,
             clock=devnet.clock,
+            storage=devnet.storage,
         )
 
     async def _open_provider(self, number: int, node: ProviderNode) -> None:

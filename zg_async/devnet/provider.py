@@ -18,6 +18,7 @@ from zg_async.devnet.provider_routes import build_app
 from zg_async.devnet.provider_settings import Faults, Settings
 from zg_async.devnet.provider_store import TaskStore
 from zg_async.devnet.provider_workers import Workers
+from zg_async.devnet.storage_network import StorageNetwork
 from zg_async.wire.contracts import Call, FineTuningContract
 from zg_async.wire.records import Address, Quota, TaskProgress
 
@@ -43,6 +44,7 @@ class ProviderNode:
         folder: Path,
         settings: Settings | None = None,
         clock: Clock | None = None,
+        storage: StorageNetwork | None = None,
     ) -> None:
         """Make a provider; nothing runs until `start`.
 
@@ -55,6 +57,7 @@ class ProviderNode:
             folder: Its disk.
             settings: What can be changed while it runs.
             clock: The machine's time.
+            storage: Where models go and datasets come from; None: there is none.
         """
         self.wallet = wallet
         self.address = wallet.address
@@ -65,6 +68,7 @@ class ProviderNode:
         self.session = session
         self.files = ProviderFiles(folder)
         self.settings = settings or Settings()
+        self.storage = storage
         self.faults = Faults()
         self.clock: Clock = clock or watch.client.clock
         self.gate = Gate(self.settings, self.faults, self.clock)

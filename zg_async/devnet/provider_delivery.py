@@ -1,14 +1,15 @@
 """Delivery: zip, encrypt, hand the key to the inference side, put the hash on chain (fine-tuning.md 12.2, 14)."""
 
 import secrets
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import aiohttp
 import anyio.to_thread
 
-from zg_async.devnet.provider_files import storage_root
 from zg_async.devnet.provider_rules import StepError
 from zg_async.devnet.provider_store import ProviderTask
+from zg_async.devnet.storage_network import hash_path
 from zg_async.errors import PreviousDeliverableNotAcknowledgedError
 from zg_async.wire.envelope import ecies_encrypt, public_key
 from zg_async.wire.hashing import hex0x
@@ -38,7 +39,7 @@ class Delivery:
             node.files.encrypt_output, task.id, lambda tags: sign_digest(signer, tags)
         )
         if node.settings.root == "storage":
-            digest = await anyio.to_thread.run_sync(storage_root, node.files.encrypted(task.id))
+            digest = await self._store(node.files.encrypted(task.id))
         task.secret, task.root_hash = key.hex(), hex0x(digest)
         await self._hand_key_over(task, key)
         try:
@@ -46,6 +47,13 @@ class Delivery:
         except PreviousDeliverableNotAcknowledgedError as error:
             raise StepError("previous deliverable not acknowledged", final=True) from error
         task.deliver_time = int(node.now())
+
+    async def _store(self, path: Path) -> bytes:
+        """Put the encrypted model into 0G Storage, where there is one; return its root."""
+        storage = self._node.storage
+        if storage is None:
+            return (await anyio.to_thread.run_sync(hash_path, path)).root
+        return await storage.put_file(path, self._node.wallet)
 
     async def _check_previous(self, task: ProviderTask) -> None:
         node = self._node

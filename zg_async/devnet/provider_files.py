@@ -13,11 +13,10 @@ from typing import Any, Final
 
 from zg_async.devnet.provider_rules import check_lines, convert_rows
 from zg_async.wire.envelope import ModelEncryptor
-from zg_async.wire.hashing import Keccak256, hex0x, keccak256
+from zg_async.wire.hashing import Keccak256, hex0x
 from zg_async.wire.records import Address
 
 PIECE: Final = 2**20
-_CHUNK: Final = 256
 
 
 class ProviderFiles:
@@ -58,11 +57,21 @@ class ProviderFiles:
             self._convert(path)
         return dataset_hash
 
-    def _convert(self, path: Path) -> None:
+    def adopt_dataset(self, user: Address, dataset_hash: str, now: float) -> None:
+        """Convert a dataset that was fetched to its place from 0G Storage; text rows keep their text there.
+
+        Raises:
+            ValueError: It is no JSONL; a saved DatasetDict in a ZIP is more than this trainer reads.
+        """
+        path = self.dataset(user, dataset_hash)
+        os.utime(path, (now, now))
+        self._convert(path, text=True)
+
+    def _convert(self, path: Path, *, text: bool = False) -> None:
         rows = path.with_name(f"{path.name}_rows")
         part = path.with_name(f"{path.name}_rows.part")
         with path.open("rb") as lines, part.open("w") as out:
-            for row in convert_rows(lines):
+            for row in convert_rows(lines, text=text):
                 out.write(json.dumps(row) + "\n")
         part.replace(rows)
 
@@ -152,22 +161,6 @@ def hash_file(path: Path) -> bytes:
         for piece in _pieces(file.read):
             hasher.update(piece)
     return hasher.digest()
-
-
-def storage_root(path: Path) -> bytes:
-    """Return a file's 0G Storage root: keccak tree over 256-byte chunks, zero-padded (storage.md 2 and 3)."""
-    size = path.stat().st_size
-    chunks = max(-(-size // _CHUNK), 1)
-    power = 1 << (chunks - 1).bit_length()
-    unit = max(power // 16, 1)
-    padded = chunks if power == chunks else -(-chunks // unit) * unit
-    with path.open("rb") as file:
-        level = [keccak256(file.read(_CHUNK).ljust(_CHUNK, b"\0")) for _ in range(chunks)]
-    level += [keccak256(bytes(_CHUNK))] * (padded - chunks)
-    while len(level) > 1:
-        pairs = [keccak256(level[i] + level[i + 1]) for i in range(0, len(level) - 1, 2)]
-        level = pairs + level[-1:] if len(level) % 2 else pairs
-    return level[0]
 
 
 def _pieces(read: Callable[[int], bytes]) -> Iterator[bytes]:

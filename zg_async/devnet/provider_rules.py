@@ -6,7 +6,7 @@ Texts and order follow 0g-serving-broker (api/fine-tuning/internal/ctrl/task.go,
 import json
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from zg_async.devnet.provider_settings import CustomModel
@@ -220,26 +220,35 @@ def check_lines(lines: Iterable[bytes]) -> None:
             raise Refused(f"invalid JSONL format: line {number} is not valid JSON")
 
 
-def convert_rows(lines: Iterable[bytes]) -> Iterator[dict[str, Any]]:
+def convert_rows(lines: Iterable[bytes], *, text: bool = False) -> Iterator[dict[str, Any]]:
     """Turn lines into rows of instruction, input and output, by the format of the first row alone.
+
+    Args:
+        lines: Of a JSONL file.
+        text: Whether a text column is kept, as output: so it is with datasets from 0G Storage.
 
     Raises:
         ValueError: A row can't be converted; the real converter stops there too.
     """
-    messages_format: bool | None = None
+    convert: Callable[[Mapping[str, Any]], dict[str, Any]] | None = None
     for line in lines:
         if not (stripped := line.strip()):
             continue
         row = json.loads(stripped.decode(errors="replace"))
         if not isinstance(row, dict):
             raise ValueError("a row is no object")
-        if messages_format is None:
-            messages_format = "messages" in row
-        yield (
-            _from_messages(row)
-            if messages_format
-            else {key: row.get(key, "") for key in ("instruction", "input", "output")}
-        )
+        if convert is None:
+            kept = text and "text" in row and "instruction" not in row
+            convert = _from_messages if "messages" in row else _from_text if kept else _from_instruction
+        yield convert(row)
+
+
+def _from_instruction(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: row.get(key, "") for key in ("instruction", "input", "output")}
+
+
+def _from_text(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {"instruction": "", "input": "", "output": row.get("text", "")}
 
 
 def _from_messages(row: Mapping[str, Any]) -> dict[str, Any]:

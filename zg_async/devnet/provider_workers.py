@@ -6,6 +6,7 @@ state until its retries are used up; so progress can move backwards.
 
 import json
 import logging
+import re
 import threading
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import TYPE_CHECKING, Any, Final
@@ -27,7 +28,7 @@ from zg_async.devnet.provider_rules import (
 from zg_async.devnet.provider_settlement import Settlement
 from zg_async.devnet.provider_store import ProviderTask
 from zg_async.devnet.trainer import TrainingError, TrainRow, train
-from zg_async.errors import ChainError, ZgError
+from zg_async.errors import ChainError, NotStoredError, ZgError
 from zg_async.wire.records import TaskProgress
 from zg_async.wire.signing import (
     eip191_hash,
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("zg_async.devnet.workers")
 _RETRIES: Final[Mapping[str, int]] = {"setup": 10, "executor": 1, "finalizer": 10}
+_DATASET_ROOT: Final = re.compile(r"0x([0-9a-f]{64})")
 _CONTAINER_OUTPUT: Final = "/app/mnt/output_model"
 Step = Callable[[ProviderTask], Awaitable[None]]
 
@@ -123,6 +125,7 @@ class Workers:
         node = self._node
         if node.faults.strikes("fail_setup"):
             raise StepError("download failed: devnet fault")
+        await self._fetch_dataset(task)
         rows = await anyio.to_thread.run_sync(node.files.rows, task.user, task.dataset_hash)
         tokens = await anyio.to_thread.run_sync(count_tokens, rows)
         balance, threshold = await node.client.balance(node.address), node.settings.balance_threshold
@@ -145,6 +148,19 @@ class Workers:
         if not account.acknowledged:
             raise StepError("user has not acknowledged the provider's TEE signer yet")
         self._check_signature(task)
+
+    async def _fetch_dataset(self, task: ProviderTask) -> None:
+        """Get a dataset that its user didn't upload here from 0G Storage, where there is one (fine-tuning.md 6.2)."""
+        node, path = self._node, self._node.files.dataset(task.user, task.dataset_hash)
+        root = _DATASET_ROOT.fullmatch(task.dataset_hash)
+        if node.storage is None or root is None or await anyio.Path(path).exists():
+            return
+        await anyio.Path(path.parent).mkdir(parents=True, exist_ok=True)
+        try:
+            await node.storage.fetch_file(bytes.fromhex(root[1]), path)
+        except NotStoredError as error:
+            raise StepError(f"download failed: {error}") from error
+        await anyio.to_thread.run_sync(node.files.adopt_dataset, task.user, task.dataset_hash, node.now())
 
     def _check_signature(self, task: ProviderTask) -> None:
         """Check who signed the task, and keep the public key: the model's key will be wrapped for it."""
