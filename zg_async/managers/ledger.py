@@ -75,6 +75,21 @@ class FundingPlan:
         return sum(s.call.value for s in self.steps)
 
 
+def _summary(row: AccountSummary | InferenceAccount) -> AccountSummary:
+    """The inference contract lists whole sub-accounts, the fine-tuning contract rows."""
+    if isinstance(row, AccountSummary):
+        return row
+    return AccountSummary(
+        user=row.user,
+        provider=row.provider,
+        account_nonce=row.account_nonce,
+        balance=row.balance,
+        pending_refund=row.pending_refund,
+        acknowledged=row.acknowledged,
+        refund_count=len(row.refunds),
+    )
+
+
 class LedgerManager:
     """The ledger of one wallet."""
 
@@ -126,7 +141,7 @@ class LedgerManager:
             if not page:
                 break
             rows.extend(page)
-        return tuple(rows)
+        return tuple(_summary(row) for row in rows)
 
     async def list_ledger(self) -> tuple[Ledger, ...]:
         """Read all ledgers of the network, page by page."""
