@@ -23,6 +23,7 @@ import anyio
 
 from tests.fault.kill_cases import Case
 from tests.fault.world import TRANSACTIONS, Process, World, crash_at, lose_at
+from zg_async.errors import ZgError
 from zg_async.jobs.store import Journal, MemoryStore
 
 POINTS = 160
@@ -75,7 +76,7 @@ async def main(options: argparse.Namespace) -> int:
                 else:
                     folder.mkdir(parents=True)
                     await scripted(seed, folder)
-            except AssertionError:
+            except (AssertionError, ZgError):
                 failed.append(seed)
                 print(f"seed {seed} failed:\n{traceback.format_exc()}", file=sys.stderr)
 

@@ -3,6 +3,7 @@
 import json
 import logging
 import sqlite3
+import threading
 from collections import Counter
 
 import anyio
@@ -22,6 +23,7 @@ from zg_async.errors import (
     TaskFailedError,
     TrainingParamsError,
 )
+from zg_async.jobs import delivering
 from zg_async.jobs import events as e
 from zg_async.jobs.runner import JobRunner
 from zg_async.jobs.sqlite import SqliteStore
@@ -180,6 +182,24 @@ async def test_a_stream_ends_with_an_error_when_the_runner_is_left(world, runner
         group.start_soon(follow)
         while await handle.status() is JobStatus.QUEUED:
             await anyio.lowlevel.checkpoint()
+
+
+async def test_leaving_the_runner_waits_for_threads_at_work(world, runner, monkeypatch):
+    entered, leave, put = threading.Event(), threading.Event(), delivering._put_in_place
+
+    def slow(*arguments):
+        entered.set()
+        leave.wait(5)
+        return put(*arguments)
+
+    monkeypatch.setattr(delivering, "_put_in_place", slow)
+    async with runner() as run:
+        handle = await run.submit(world.spec())
+        await anyio.to_thread.run_sync(entered.wait)
+        threading.Timer(0.05, leave.set).start()
+    assert (world.folder / "out" / "adapter").exists()
+    async with runner() as run:
+        world.check(await (await run.attach(handle.id)).result(), transactions=TRANSACTIONS)
 
 
 async def test_an_unknown_job_is_told(runner):

@@ -131,8 +131,9 @@ def _put_in_place(unpacked: Path, target: Path, manifest: dict[str, object]) -> 
     try:
         unpacked.rename(target)
     except OSError as error:
-        hint = "Move what is there, then resume the job"
-        raise ConfigError(f"can't put the adapter at {target}: {error}", hint=hint) from error
+        if _files_of(target, str(manifest["job_id"])) is None:
+            hint = "Move what is there, then resume the job"
+            raise ConfigError(f"can't put the adapter at {target}: {error}", hint=hint) from error
     return known(_files_of(target, str(manifest["job_id"])))
 
 

@@ -65,6 +65,8 @@ class Driver:
         """With what the last stage failed."""
         self._scope: anyio.CancelScope | None = None
         self._turn: AsyncExitStack | None = None
+        self.stopping = anyio.CancelScope()
+        """Around `run`: a scope, because that waits for threads at work, and a plain task's cancellation doesn't."""
         self.ended = anyio.Event()
         """Set by the owner once `run` is over."""
 
@@ -78,6 +80,10 @@ class Driver:
         (recorded,) = await self.store.append(self.job_id, dataclasses.replace(event, at=now(self.clock)))
         self.work.state = apply(self.work.state, recorded)
         return recorded
+
+    def stop(self) -> None:
+        """Stop driving, wherever it is. The job stays as it stands in the journal."""
+        self.stopping.cancel()
 
     async def cancel(self) -> int:
         """Record that the user wants it stopped, get the driver's attention, and return the event's number."""

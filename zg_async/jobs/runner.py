@@ -85,8 +85,14 @@ class JobRunner:
     async def aclose(self) -> None:
         """Detach: stop driving and close the journal. Idempotent; no job is cancelled by it."""
         self._is_open = False
-        await self._background.aclose()
-        await self._store.aclose()
+        drivers = tuple(self._drivers.values())
+        for driver in drivers:
+            driver.stop()
+        with anyio.CancelScope(shield=True):
+            for driver in drivers:
+                await driver.ended.wait()
+            await self._background.aclose()
+            await self._store.aclose()
 
     # ---- what users call
 
@@ -258,7 +264,7 @@ class JobRunner:
             self._start(state)
 
     def _start(self, state: JobState) -> None:
-        if state.status.is_terminal or state.job_id in self._drivers:
+        if state.status.is_terminal or state.job_id in self._drivers or not self._is_open:
             return
         self._stopped.pop(state.job_id, None)
         try:
@@ -271,7 +277,8 @@ class JobRunner:
 
     async def _drive(self, driver: Driver) -> None:
         try:
-            await driver.run()
+            with driver.stopping:
+                await driver.run()
         except (
             JournalError,
             ClosedError,
