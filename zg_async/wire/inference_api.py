@@ -435,7 +435,7 @@ def parse_additional_info(text: str) -> AdditionalInfo:
         provider_type=_text(value, "ProviderType") or "decentralized",
         provider_identity=_text(value, "ProviderIdentity"),
         tiers=_tiers(value.get("tieredPricing")),
-        cache_billing=_cache_billing(value.get("cacheTokenBilling")),
+        cache_billing=parse_cache_billing(value.get("cacheTokenBilling")),
         multi_model=value.get("MultiModel") is True,
         price_denomination=_text(value, "priceDenomination"),
         lora_enabled=lora if isinstance(lora, bool) else None,
@@ -446,12 +446,13 @@ def _tiers(value: Any) -> tuple[PriceTier, ...]:
     rows = value.get("tiers") if isinstance(value, dict) else None
     if not isinstance(rows, list):
         return ()
-    found = [_tier(row) for row in rows if isinstance(row, dict)]
+    found = [parse_tier(row) for row in rows if isinstance(row, dict)]
     tiers = tuple(tier for tier in found if tier is not None)
     return tiers if len(tiers) == len(rows) else ()
 
 
-def _tier(row: dict[str, Any]) -> PriceTier | None:
+def parse_tier(row: Mapping[str, Any]) -> PriceTier | None:
+    """Read one tier; None if a field is missing or makes no sense."""
     most = row.get("maxInputTokens")
     into = _fraction(row.get("inputMultiplier"), row.get("inputMultiplierDenominator", 1))
     out = _fraction(row.get("outputMultiplier"), row.get("outputMultiplierDenominator", 1))
@@ -467,7 +468,8 @@ def _fraction(numerator: Any, denominator: Any) -> Fraction | None:
     return Fraction(str(numerator)) / Fraction(str(denominator))
 
 
-def _cache_billing(value: Any) -> CacheBilling | None:
+def parse_cache_billing(value: Any) -> CacheBilling | None:
+    """Read how cached tokens are billed; None if it isn't said."""
     divisor = value.get("divisor") if isinstance(value, dict) else None
     if isinstance(divisor, bool) or not isinstance(divisor, int) or divisor <= 0:
         return None
@@ -527,19 +529,23 @@ def parse_chat(body: Any, *, response_key: str | None, provider: Address) -> Cha
         model=_text(value, "model"),
         content=_text(message, "content"),
         finish_reason=finish if isinstance(finish, str) else None,
-        usage=_usage(value.get("usage")),
+        usage=parse_usage(value.get("usage")),
         response_key=response_key or _text(value, "id") or None,
         raw=value,
     )
 
 
-def _usage(value: Any) -> Usage | None:
+def parse_usage(value: Any) -> Usage | None:
+    """Read a `usage` object; None if it is none."""
     if not isinstance(value, dict):
         return None
-    counts = [value.get(key, 0) for key in ("prompt_tokens", "completion_tokens")]
-    if not all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in counts):
+    details = value.get("prompt_tokens_details")
+    cached = details.get("cached_tokens") if isinstance(details, dict) else 0
+    prompt, completion = value.get("prompt_tokens", 0), value.get("completion_tokens", 0)
+    if not all(type(n) is int and n >= 0 for n in (prompt, completion)):
         return None
-    return Usage(prompt_tokens=counts[0], completion_tokens=counts[1])
+    known = min(max(cached, 0), prompt) if type(cached) is int else 0
+    return Usage(prompt_tokens=prompt, completion_tokens=completion, cached_tokens=known)
 
 
 # --- fields ----------------------------------------------------------------------------------------------------------

@@ -467,6 +467,8 @@ class Usage:
 
     prompt_tokens: int
     completion_tokens: int
+    cached_tokens: int = 0
+    """Of the prompt's, those the provider took from its cache."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
