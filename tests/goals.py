@@ -1,8 +1,8 @@
 """The goal table against the suite: `python -m tests.goals [ROW ...] [--no-run]`.
 
 Prints each row of `tests/goals.json` with the tests that are marked with it and whether they pass. A row is
-`pass` when it has a test for the whole of it and all its tests passed, `part` when only parts are shown, `FAIL`
-when one failed, `-` when it has none. Runs the suite to know; `--no-run` uses the report of the last run.
+`pass` when it has a test for the whole of it, or one for each of the parts that `tests/goal_parts.json` says make up
+the whole, and all of them passed; `part` when only parts are shown, `FAIL` when one failed, `-` when it has none. Runs the suite to know; `--no-run` uses the report of the last run.
 """
 
 import collections
@@ -13,6 +13,7 @@ import sys
 
 HERE = pathlib.Path(__file__).parent
 TABLE = HERE / "goals.json"
+PARTS = HERE / "goal_parts.json"
 REPORT = HERE.parent / ".goals-report.json"
 
 
@@ -46,11 +47,16 @@ def known_rows() -> dict[str, dict[str, object]]:
     return {row["id"]: row for row in json.loads(TABLE.read_text())}
 
 
-def verdict(tests: list[tuple[str, str | None, str]]) -> str:
+def whole_parts() -> dict[str, list[str]]:
+    """Row to the parts that together are its whole "done means"."""
+    return json.loads(PARTS.read_text())
+
+
+def verdict(tests: list[tuple[str, str | None, str]], parts: list[str]) -> str:
     if any(outcome == "failed" for _, _, outcome in tests):
         return "FAIL"
-    whole = [outcome for _, part, outcome in tests if part is None]
-    if "passed" in whole and all(o in ("passed", "skipped") for o in whole):
+    shown = {part for _, part, outcome in tests if outcome == "passed"}
+    if None in shown or (parts and shown.issuperset(parts)):
         return "pass"
     return "part" if any(outcome == "passed" for _, _, outcome in tests) else ("skip" if tests else "-")
 
@@ -65,11 +71,12 @@ def main(arguments: list[str]) -> int:
     for node, test in json.loads(REPORT.read_text()).items():
         for row, part in test["rows"]:
             by_row[row].append((node, part, test["outcome"]))
+    parts = whole_parts()
     counts: collections.Counter[str] = collections.Counter()
     for row_id, row in known_rows().items():
         if wanted and row_id not in wanted:
             continue
-        result = verdict(by_row[row_id])
+        result = verdict(by_row[row_id], parts.get(row_id, []))
         counts[result] += 1
         print(f"{result:4}  {row_id}  {row['feature']}")
         for node, part, outcome in sorted(by_row[row_id]):

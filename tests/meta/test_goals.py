@@ -3,7 +3,7 @@
 import ast
 import pathlib
 
-from tests.goals import known_rows
+from tests.goals import known_rows, whole_parts
 
 TESTS = pathlib.Path(__file__).parents[1]
 
@@ -24,3 +24,15 @@ def test_marks_name_known_rows():
 
 def test_table_is_whole():
     assert len(known_rows()) > 190
+
+
+def test_the_parts_of_a_whole_are_marks_that_exist():
+    shown = set()
+    for path in TESTS.rglob("test_*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "goal":
+                part = next((k.value for k in node.keywords if k.arg == "part"), None)
+                if part is not None:
+                    shown.add((ast.literal_eval(node.args[0]), ast.literal_eval(part)))
+    wanted = {(row, part) for row, parts in whole_parts().items() for part in parts}
+    assert wanted - shown == set()
