@@ -1,6 +1,8 @@
 """`zg demo`: one fine-tuning job on an embedded network, from an empty wallet to a chat answer."""
 
+import contextlib
 import json
+import shutil
 import tempfile
 import time
 from pathlib import Path
@@ -35,11 +37,17 @@ async def demo(
     began = time.monotonic()
     bundled = dataset is None
     dataset, params = dataset or _data("demo.jsonl"), params or _data("demo_params.json")
+    out = _fresh(out)
+    made = not out.exists()
     await _check_inputs(dataset, params, out)
     question, expected = _first_row(dataset)
     screen: Screen = JsonLines() if json_lines else JobView()
     with tempfile.TemporaryDirectory(prefix="zg-demo-") as state, screen:
-        return await _run(screen, dataset, params, out, Path(state), (question, expected if bundled else None), began)
+        chat = (question, expected if bundled else None)
+        try:
+            return await _run(screen, dataset, params, out, Path(state), chat, began)
+        finally:
+            _tidy(out, made=made)
 
 
 async def _run(
@@ -67,7 +75,7 @@ async def _run(
         http = HttpSettings(limits=UNLIMITED)  # as the network above was asked for
         broker = create_broker(private_key=key, network="local", rpc_url=info["rpc_url"], state_dir=state, http=http)
         async with broker, JobRunner(broker) as runner:
-            spec = JobSpec(model=MODEL, dataset=dataset, training_params=params, output_dir=_fresh(out), deploy=True)
+            spec = JobSpec(model=MODEL, dataset=dataset, training_params=params, output_dir=out, deploy=True)
             job = await runner.submit(spec)
             async for event in job.events():
                 await screen.event(event, broker)
@@ -77,6 +85,15 @@ async def _run(
             screen.chat(question, answer, expected)
             screen.end(result, elapsed=time.monotonic() - began, good=good)
             return 0 if good else 1
+
+
+def _tidy(out: Path, *, made: bool) -> None:
+    """Remove what a job left that didn't end: it can't be resumed, its network is gone."""
+    for work in out.glob(".zg-job-*"):
+        shutil.rmtree(work, ignore_errors=True)
+    if made:
+        with contextlib.suppress(OSError):
+            out.rmdir()  # if it is empty
 
 
 async def _ask(broker: "Broker", result: "JobResult", question: str) -> str:
@@ -101,7 +118,7 @@ async def _check_inputs(dataset: Path, params: Path, out: Path) -> None:
     from zg_async.managers.dataset import check_dataset, require_usable
     from zg_async.managers.training_params import read_training_params
 
-    check_output(_fresh(out))
+    check_output(out)
     read_training_params(params)
     require_usable(dataset, await check_dataset(dataset))
 

@@ -66,16 +66,26 @@ class DevnetProcess:
         Raises:
             ConfigError: It ended or said nothing in time; its own words went to standard error.
         """
+        self._wait_ready(self._spawn())
+        return self._info
+
+    def _spawn(self) -> "subprocess.Popen[bytes]":
         command = [sys.executable, "-m", "zg_async.cli.main", "devnet", "up", "--json", "--until-stdin-closes"]
         self._process = subprocess.Popen(
-            [*command, *self._arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, close_fds=True
+            [*command, *self._arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            close_fds=True,
+            start_new_session=True,  # Ctrl-C is for us: we end it
         )
+        return self._process
+
+    def _wait_ready(self, process: "subprocess.Popen[bytes]") -> None:
         try:
-            self._info = json.loads(self._first_line(self._process))
+            self._info = json.loads(self._first_line(process))
         except (ValueError, queue.Empty) as error:
             self.stop()
-            raise ConfigError("the devnet didn't get ready") from error
-        return self._info
+            raise ConfigError("the devnet didn't get ready", hint="Its own words are on standard error") from error
 
     def _first_line(self, process: subprocess.Popen[bytes]) -> bytes:
         lines: queue.Queue[bytes] = queue.Queue()
@@ -135,7 +145,12 @@ class DevnetProcess:
         self.stop()
 
     async def __aenter__(self) -> "DevnetProcess":
-        await anyio.to_thread.run_sync(self.start)
+        process = self._spawn()
+        try:
+            await anyio.to_thread.run_sync(self._wait_ready, process, abandon_on_cancel=True)
+        except BaseException:
+            await self.__aexit__(None, None, None)
+            raise
         return self
 
     async def __aexit__(
