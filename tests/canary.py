@@ -297,3 +297,54 @@ _PLAIN = (str, bytes, int, float, bool, type(None), dt.datetime, enum.Enum, path
 def public_fields(value: object) -> dict[str, object]:
     """Return a record's fields."""
     return {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}  # type: ignore[arg-type]
+
+
+class SuiteWatch(logging.Handler):
+    """Reads every log record of a whole test run for the keys and tokens made in it. Cheap: one search per record."""
+
+    _LOOKS_SECRET = re.compile(r"[0-9a-fA-F]{64}|app-sk-[A-Za-z0-9+/=_-]{8,}")
+
+    def __init__(self) -> None:
+        super().__init__(logging.DEBUG)
+        self.secrets: set[str] = set()
+        self.found: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = f"{record.getMessage()} {record.args!r}"
+        if record.exc_info and record.exc_info[1]:
+            text += "".join(traceback.format_exception(record.exc_info[1]))
+        if any(match.lower() in self.secrets for match in self._LOOKS_SECRET.findall(text)):
+            self.found.append(f"{record.name}: {record.msg!r}")
+
+    def know(self, secret: str | bytes | bytearray) -> None:
+        """Watch for one more secret."""
+        self.secrets.add(secret.lower() if isinstance(secret, str) else bytes(secret).hex())
+
+    @contextlib.contextmanager
+    def installed(self) -> Iterator["SuiteWatch"]:
+        """Listen, and learn of each key that becomes a signer and of each token."""
+        from zg_async.transport.signer import LocalSigner
+        from zg_async.wire import signing
+
+        make, encode = LocalSigner.__init__, signing.encode_session_token
+
+        def made(signer: Any, key: bytearray, **options: Any) -> None:
+            self.know(key)
+            make(signer, key, **options)
+
+        def encoded(raw: str, signature: bytes) -> str:
+            token = encode(raw, signature)
+            self.know(token)
+            return token
+
+        library = logging.getLogger("zg_async")
+        level = library.level
+        logging.getLogger().addHandler(self)
+        library.setLevel(logging.DEBUG)
+        LocalSigner.__init__, signing.encode_session_token = made, encoded  # type: ignore[method-assign]
+        try:
+            yield self
+        finally:
+            LocalSigner.__init__, signing.encode_session_token = make, encode  # type: ignore[method-assign]
+            library.setLevel(level)
+            logging.getLogger().removeHandler(self)

@@ -3,13 +3,14 @@
 import asyncio
 import inspect
 import sys
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterator
 from unittest import mock
 
 import aiohttp
 import aioresponses.core
 import pytest
 
+from tests.canary import SuiteWatch
 from tests.clock import FakeClock
 from tests.goals import Collector
 
@@ -67,3 +68,16 @@ async def _no_task_left() -> AsyncGenerator[None, None]:
         await asyncio.sleep(0.01)
     else:
         pytest.fail(f"tasks left behind: {[t.get_name() + ' ' + repr(t.get_coro()) for t in left]}")
+
+
+@pytest.fixture(scope="session")
+def _suite_watch() -> Iterator[SuiteWatch]:
+    with SuiteWatch().installed() as watch:
+        yield watch
+
+
+@pytest.fixture(autouse=True)
+def _no_secret_logged(_suite_watch: SuiteWatch) -> Iterator[None]:
+    yield
+    found, _suite_watch.found = _suite_watch.found, []
+    assert found == [], "a private key or session token was logged"

@@ -14,7 +14,7 @@ import pytest
 from eth_keyfile import create_keyfile_json
 
 import zg_async
-from tests.canary import SPELLINGS, Canary, Sinks, spell
+from tests.canary import SPELLINGS, Canary, Sinks, SuiteWatch, spell
 from tests.devnet.conftest import DATASET, MODEL, PARAMS, devnet, faults, open_broker, provider, zg_devnet
 from tests.devnet.conftest import zg_devnet_options as zg_devnet_options
 from zg_async import (
@@ -144,6 +144,20 @@ def test_every_spelling_is_searched():
         for text in texts:
             assert canary.find(b"before " + text + b" after"), way
     assert canary.find("nothing here " + "ab" * 64) == []
+
+
+@pytest.mark.goal("SEC-03", part="planted leaks are found")
+def test_the_watch_over_the_whole_suite_sees_keys_and_tokens_in_any_logger(_suite_watch):
+    with SuiteWatch().installed() as watch:
+        LocalSigner.from_key(SECRET)
+        token = signing.encode_session_token("{}", bytes(64) + b"\x1b")
+        logging.getLogger("zg_async.x").debug("nothing but 0x%s", "ab" * 32)
+        assert watch.found == []
+        logging.getLogger("zg_async.x").debug("key 0x%s", SECRET.hex().upper())
+        logging.getLogger("aiohttp").warning("sent", {"Authorization": f"Bearer {token}"})
+        assert [line.split(":")[0] for line in watch.found] == ["zg_async.x", "aiohttp"]
+    assert _suite_watch.found == watch.found
+    _suite_watch.found.clear()
 
 
 # ---- the whole run
