@@ -71,13 +71,13 @@ async def _no_task_left() -> AsyncGenerator[None, None]:
 
 
 @pytest.fixture(scope="session")
-def _suite_watch() -> Iterator[SuiteWatch]:
+def suite_watch() -> Iterator[SuiteWatch]:
     with SuiteWatch().installed() as watch:
         yield watch
 
 
 @pytest.fixture(autouse=True)
-def _no_secret_logged(_suite_watch: SuiteWatch) -> Iterator[None]:
+def _no_secret_logged(suite_watch: SuiteWatch) -> Iterator[None]:
     yield
-    found, _suite_watch.found = _suite_watch.found, []
+    found, suite_watch.found = suite_watch.found, []
     assert found == [], "a private key or session token was logged"

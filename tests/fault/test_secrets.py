@@ -147,7 +147,7 @@ def test_every_spelling_is_searched():
 
 
 @pytest.mark.goal("SEC-03", part="planted leaks are found")
-def test_the_watch_over_the_whole_suite_sees_keys_and_tokens_in_any_logger(_suite_watch):
+def test_the_watch_over_the_whole_suite_sees_keys_and_tokens_in_any_logger(suite_watch):
     with SuiteWatch().installed() as watch:
         LocalSigner.from_key(SECRET)
         token = signing.encode_session_token("{}", bytes(64) + b"\x1b")
@@ -156,8 +156,8 @@ def test_the_watch_over_the_whole_suite_sees_keys_and_tokens_in_any_logger(_suit
         logging.getLogger("zg_async.x").debug("key 0x%s", SECRET.hex().upper())
         logging.getLogger("aiohttp").warning("sent", {"Authorization": f"Bearer {token}"})
         assert [line.split(":")[0] for line in watch.found] == ["zg_async.x", "aiohttp"]
-    assert _suite_watch.found == watch.found
-    _suite_watch.found.clear()
+    assert suite_watch.found == watch.found
+    suite_watch.found.clear()
 
 
 # ---- the whole run
