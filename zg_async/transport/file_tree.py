@@ -18,7 +18,7 @@ from zg_async.wire.merkle import BLOCK, SEGMENT, MerkleHasher, MerkleTree, segme
 from zg_async.wire.storage_crypto import StorageCipher
 
 THREADS: Final = 2
-"""How many hash side by side."""
+"""How many hash side by side, where that helps: not where Python's own loop does the work."""
 _BINARY: Final = getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0)
 
 
@@ -125,14 +125,14 @@ class EncryptedSource:
 
 
 async def hash_file(
-    path: Path, *, progress: Progress | None = None, threads: int = THREADS, backend: KeccakBackend | None = None
+    path: Path, *, progress: Progress | None = None, threads: int | None = None, backend: KeccakBackend | None = None
 ) -> MerkleTree:
     """Compute a file's tree in one pass, off the loop.
 
     Args:
         path: The file.
         progress: Counts up as blocks are done.
-        threads: How many hash side by side.
+        threads: How many hash side by side; None: 2, or 1 for a back end that can't.
         backend: None takes the fastest.
 
     Raises:
@@ -151,7 +151,7 @@ async def hash_source(
     offset: int = 0,
     length: int | None = None,
     progress: Progress | None = None,
-    threads: int = THREADS,
+    threads: int | None = None,
     backend: KeccakBackend | None = None,
 ) -> MerkleTree:
     """Compute the tree of a source, or of a fragment of it, in one pass, off the loop.
@@ -161,7 +161,7 @@ async def hash_source(
         offset: Where the fragment begins.
         length: Its bytes; None: up to the end.
         progress: Counts up as blocks are done.
-        threads: How many hash side by side.
+        threads: How many hash side by side; None: 2, or 1 for a back end that can't.
         backend: None takes the fastest.
 
     Raises:
@@ -189,7 +189,8 @@ class _Hashing:
         self._roots: dict[int, bytes] = {}
         self._fault: ConfigError | None = None
 
-    async def run(self, threads: int) -> MerkleTree:
+    async def run(self, threads: int | None) -> MerkleTree:
+        threads = threads or (THREADS if self._backend.parallel else 1)
         async with anyio.create_task_group() as group:
             for _ in range(min(threads, -(-self._whole // BLOCK))):
                 group.start_soon(self._work)
