@@ -91,6 +91,7 @@ _HOMES = {
         "WatchResynced",
         "WatchWarning",
     ),
+    "zg_async.managers.tokens": ("TokenCount",),
     "zg_async.managers.watch": ("LogFollow", "PollPolicy", "TaskWatch"),
     "zg_async.networks": ("NETWORKS", "Network", "get_network"),
     "zg_async.transport.fees": ("FeePolicy",),
@@ -224,6 +225,7 @@ if TYPE_CHECKING:
     from zg_async.managers.task_changes import TaskStateChanged as TaskStateChanged
     from zg_async.managers.task_changes import WatchResynced as WatchResynced
     from zg_async.managers.task_changes import WatchWarning as WatchWarning
+    from zg_async.managers.tokens import TokenCount as TokenCount
     from zg_async.managers.watch import LogFollow as LogFollow
     from zg_async.managers.watch import PollPolicy as PollPolicy
     from zg_async.managers.watch import TaskWatch as TaskWatch

@@ -24,6 +24,7 @@ DOORS = {
     "sqlite3": {"transport/sqlite_outbox.py", "transport/outbox.py", "jobs/sqlite.py"},
     "asyncio": {"background.py", "cli/main.py"},
     "cyclopts": {"cli/"},
+    "tokenizers": {"managers/tokens.py"},
     "rich": {"cli/"},
 }
 

@@ -29,6 +29,7 @@ from zg_async.errors import (
 )
 from zg_async.managers.dataset import check_dataset, upload_dataset
 from zg_async.managers.deliverables import Deliverables
+from zg_async.managers.tokens import TokenCount, count_tokens
 from zg_async.managers.training_params import TrainingParamsSource, read_training_params
 from zg_async.text import printable
 from zg_async.units import format_amount
@@ -282,6 +283,55 @@ class FineTuningManager(Deliverables):
             The report: format, counts, errors, and what the provider would drop, each with row numbers.
         """
         return await check_dataset(dataset_path)
+
+    async def count_tokens(
+        self, dataset_path: str | os.PathLike[str], *, tokenizer: str | os.PathLike[str] | None = None
+    ) -> TokenCount:
+        """Count a dataset's tokens by the provider's rule. Sends nothing, downloads nothing.
+
+        Args:
+            dataset_path: A JSONL file that goes to a provider's TEE.
+            tokenizer: The model's `tokenizer.json` (needs the extra `tokens`); None: the answer is a range.
+
+        Returns:
+            The count, or the range it lies in; for one epoch.
+        """
+        return await count_tokens(dataset_path, tokenizer=tokenizer)
+
+    async def calculate_token(
+        self,
+        dataset_path: str | os.PathLike[str],
+        pre_trained_model_name: str,
+        use_python: bool = True,
+        provider_address: str | None = None,
+        *,
+        tokenizer: str | os.PathLike[str] | None = None,
+    ) -> int:
+        """Count a dataset's tokens as the peers' method of this name is meant to; see `count_tokens`.
+
+        Args:
+            dataset_path: A JSONL file.
+            pre_trained_model_name: A model's name or hash.
+            use_python: Accepted for compatibility; nothing is downloaded or run in either case.
+            provider_address: Asked for the model if it isn't a predefined one.
+            tokenizer: The model's `tokenizer.json`.
+
+        Returns:
+            The count; without a tokenizer the most it can be, never 0. Times price and epochs, plus the model's
+            storage fee, it is the fee.
+
+        Raises:
+            ConfigError: Neither this network nor the provider has the model, or a file can't be read.
+        """
+        del use_python
+        if provider_address is not None:
+            await self.resolve_model(provider_address, pre_trained_model_name)
+        elif provider_api.predefined(pre_trained_model_name, self._ctx.services.network.name) is None:
+            raise ConfigError(
+                f"{printable(pre_trained_model_name, limit=80)!r} is no predefined model",
+                hint="Pass provider_address= to ask a provider for it",
+            )
+        return max((await self.count_tokens(dataset_path, tokenizer=tokenizer)).high, 1)
 
     async def upload_dataset_to_tee(
         self, provider_address: str, dataset_path: str | os.PathLike[str]
