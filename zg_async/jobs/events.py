@@ -130,6 +130,21 @@ class TaskCreated(_Fact):
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class TaskAdopted(_Fact):
+    """A task that no job accounts for was found at a provider; this job brings it to its end."""
+
+    provider: Address
+    url: str
+    price_per_token: Neuron
+    signer: Address
+    task_id: TaskId
+    dataset_hash: RootHash | None
+    """None, like the next: the provider has forgotten the task, the chain knows its delivery."""
+    request_nonce: Neuron | None
+    kind: Literal["task_adopted"] = "task_adopted"
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class TaskProgressed(_Fact):
     """The task's state changed."""
 
@@ -149,7 +164,49 @@ class TaskDelivered(_Fact):
     ack_deadline: dt.datetime | None
     cursor: str | None = None
     """Where the watch for the settlement begins."""
+    window: int | None = None
+    """Seconds of the acknowledgement window, by the strictest rule in use."""
+    penalty_percentage: int | None = None
+    """What a missed window costs of the fee."""
     kind: Literal["task_delivered"] = "task_delivered"
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class AckDeadlineNear(_Fact):
+    """Part of the acknowledgement window is over and the delivery isn't acknowledged."""
+
+    percent: int
+    ack_deadline: dt.datetime
+    cost: str
+    """What missing it costs."""
+    kind: Literal["ack_deadline_near"] = "ack_deadline_near"
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class DeliveryUnverified(_Fact):
+    """The window is about to close without a right copy: it is acknowledged as it is; decrypting still fails closed."""
+
+    reason: str
+    kind: Literal["delivery_unverified"] = "delivery_unverified"
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class DeliveryForfeited(_Fact):
+    """It won't be acknowledged: the penalty falls due, and no key will come. `JobRunner.resume` thinks anew."""
+
+    reason: str
+    kind: Literal["delivery_forfeited"] = "delivery_forfeited"
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class JobWarned(_Fact):
+    """Something the user should know; the job goes on."""
+
+    code: str
+    """Stable name of the kind of warning."""
+    message: str
+    hint: str | None = None
+    kind: Literal["job_warned"] = "job_warned"
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -286,8 +343,13 @@ Event = (
     | DatasetUploaded
     | TaskRequested
     | TaskCreated
+    | TaskAdopted
     | TaskProgressed
     | TaskDelivered
+    | AckDeadlineNear
+    | DeliveryUnverified
+    | DeliveryForfeited
+    | JobWarned
     | ModelDownloaded
     | DeliverableAcknowledged
     | ModelDecrypted

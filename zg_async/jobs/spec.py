@@ -43,6 +43,9 @@ class JobSpec:
     """Most that the task's fee may be; a task that turns out dearer is cancelled. None: the sub-account's balance."""
     inference_budget: Amount | None = None
     """What to have ready in the inference sub-account when deploying; None: 2 0G, which the provider asks for."""
+    on_unverified: Literal["acknowledge_unverified", "forfeit"] | None = None
+    """When the acknowledgement window is about to close without a right copy. None: acknowledge if none could be
+    fetched, which keeps the provider usable, and forfeit if one was fetched and is wrong."""
     when_busy: Literal["queue", "fail", "wait_for_free"] = "queue"
     """What to do when other users' tasks are ahead at the provider."""
     name: str | None = None
@@ -81,6 +84,10 @@ def normalise(spec: JobSpec) -> JobSpec:
         raise ConfigError("the job names no model", hint='For example model="Qwen2.5-0.5B-Instruct"')
     if spec.key is not None and not 0 < len(spec.key) <= _MAX_KEY:
         raise ConfigError(f"a job's key has 1 to {_MAX_KEY} characters")
+    if spec.on_unverified not in (None, "acknowledge_unverified", "forfeit"):
+        raise ConfigError(
+            f"unknown on_unverified {spec.on_unverified!r}", hint='It is "acknowledge_unverified" or "forfeit", or None'
+        )
     dataset = spec.dataset_root or str(Path(spec.dataset).expanduser().absolute())
     return dataclasses.replace(
         spec,

@@ -9,12 +9,15 @@ from typing import assert_never
 
 from zg_async.jobs.events import (
     NO_JOB,
+    AckDeadlineNear,
     AdapterDeployed,
     CancelRefused,
     CancelRequested,
     DatasetChecked,
     DatasetUploaded,
     DeliverableAcknowledged,
+    DeliveryForfeited,
+    DeliveryUnverified,
     Event,
     JobCancelled,
     JobFailed,
@@ -23,6 +26,7 @@ from zg_async.jobs.events import (
     JobResumed,
     JobSubmitted,
     JobSucceeded,
+    JobWarned,
     ModelDecrypted,
     ModelDownloaded,
     Paid,
@@ -30,6 +34,7 @@ from zg_async.jobs.events import (
     ProviderChosen,
     ProviderFunded,
     StageRetrying,
+    TaskAdopted,
     TaskCreated,
     TaskDelivered,
     TaskProgressed,
@@ -105,7 +110,17 @@ class JobState:
     progress: TaskProgress | None = None
     fee: int = 0
     """By the provider's word until the settlement is seen."""
+    adopted: bool = False
+    """Its task was found at the provider, no job had created it."""
     delivered: TaskDelivered | None = None
+    ack_mark: int = 0
+    """Per cent of the acknowledgement window whose passing was told."""
+    unverified: bool = False
+    """It is acknowledged without a right copy."""
+    forfeited: bool = False
+    """It won't be acknowledged."""
+    warned: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """The last warning of each code."""
     model: ModelDownloaded | None = None
     deliverable_acknowledged: bool = False
     decrypted: ModelDecrypted | None = None
@@ -151,7 +166,7 @@ def fold(events: Iterable[Event], state: JobState | None = None) -> JobState:
 def apply(state: JobState, event: Event) -> JobState:
     """Return the state after an event. Pure and total: any event may follow any other."""
     state = dataclasses.replace(state, seq=max(state.seq, event.seq), job_id=event.job_id or state.job_id)
-    if not isinstance(event, StageRetrying | JobQueued | CancelRequested | UnknownEvent):
+    if not isinstance(event, StageRetrying | JobQueued | CancelRequested | AckDeadlineNear | JobWarned | UnknownEvent):
         state = dataclasses.replace(state, retry=None)
     return _apply(state, event)
 
@@ -183,10 +198,20 @@ def _apply(state: JobState, event: Event) -> JobState:  # one arm per event
             return change(request_nonce=event.request_nonce)
         case TaskCreated():
             return change(task_id=event.task_id)
+        case TaskAdopted():
+            return _adopted(state, event)
         case TaskProgressed():
             return change(progress=event.progress, fee=event.fee or state.fee)
         case TaskDelivered():
             return change(delivered=event)
+        case AckDeadlineNear():
+            return change(ack_mark=max(state.ack_mark, event.percent))
+        case DeliveryUnverified():
+            return change(unverified=True)
+        case DeliveryForfeited():
+            return change(forfeited=True)
+        case JobWarned():
+            return change(warned={**state.warned, event.code: event.message})
         case ModelDownloaded():
             return change(model=event)
         case DeliverableAcknowledged():
@@ -236,4 +261,24 @@ def _resumed(state: JobState, event: JobResumed) -> JobState:
     if state.status is not JobStatus.FAILED:
         return state
     terms = None if event.accept_changes else state.terms
-    return dataclasses.replace(state, status=JobStatus.RUNNING, failure=None, terms=terms)
+    model = state.model if state.deliverable_acknowledged else None  # what is on disk is checked again
+    return dataclasses.replace(state, status=JobStatus.RUNNING, failure=None, terms=terms, model=model, forfeited=False)
+
+
+def _adopted(state: JobState, event: TaskAdopted) -> JobState:
+    """Begin where the task stands: paid for and created by somebody else."""
+    terms = ProviderChosen(
+        provider=event.provider, url=event.url, price_per_token=event.price_per_token, signer=event.signer
+    )
+    return dataclasses.replace(
+        state,
+        status=_running(state),
+        adopted=True,
+        provider=event.provider,
+        terms=terms,
+        funded=state.funded | {"fine-tuning"},
+        signer_acknowledged=True,
+        dataset_hash=event.dataset_hash or RootHash(""),
+        request_nonce=event.request_nonce or 0,
+        task_id=event.task_id,
+    )
