@@ -31,6 +31,7 @@ from zg_async.jobs.runner import JobRunner
 from zg_async.jobs.spec import JobSpec
 from zg_async.jobs.state import JobResult
 from zg_async.managers.dataset import check_dataset
+from zg_async.managers.deliverables import DeliveryTerms
 from zg_async.managers.task_changes import TaskSettled, TaskStateChanged
 from zg_async.wire.hashing import hex0x, keccak256
 from zg_async.wire.records import (
@@ -63,6 +64,7 @@ FEE = 10**16
 GAS = 21_000
 WEIGHTS = b"weights of the adapter"
 AT = dt.datetime(2027, 1, 15, 8, tzinfo=dt.UTC)
+WINDOW = dt.timedelta(hours=3)
 STEPS = (
     TaskProgress.INIT,
     TaskProgress.SETTING_UP,
@@ -120,6 +122,7 @@ class World:
         self.reverts: list[str] = []
         self.encrypted = b"encrypted " * 50 + WEIGHTS
         self.account_nonce = 0
+        self.delivered_at = AT
         (folder / "train.jsonl").write_text('{"instruction": "Say hello", "input": "", "output": "hello"}\n' * 3)
 
     def spec(self, **changes: object) -> JobSpec:
@@ -200,6 +203,7 @@ class World:
                 following = TaskProgress.FAILED
             task = self.set_task(task_id, following, FEE)
             if following is TaskProgress.DELIVERED:
+                self.delivered_at = dt.datetime.fromtimestamp(self.clock.now(), dt.UTC)
                 self.deliverables[task_id] = Deliverable(
                     id=task_id,
                     model_root_hash=keccak256(self.encrypted),
@@ -458,6 +462,9 @@ class FineTuning:
                 return task.id
             raise
 
+    async def get_delivery_terms(self) -> DeliveryTerms:
+        return DeliveryTerms(window=int(WINDOW.total_seconds()), penalty_percentage=30)
+
     def watch_task(self, provider: str, task_id: str, *, cursor: str | None = None) -> "Watch":
         return Watch(self.process, provider, task_id, cursor)
 
@@ -494,12 +501,13 @@ class FineTuning:
         return DownloadedModel(path=str(path), size=len(data), root_hash=root, matched="keccak256", source="tee")
 
     async def acknowledge_deliverable(
-        self, provider: str, task_id: str, *, verified: DownloadedModel, key: str
+        self, provider: str, task_id: str, *, verified: DownloadedModel | None, unverified: bool, key: str
     ) -> SimpleNamespace:
         deliverable = await self.get_deliverable(provider, task_id)
         if deliverable.acknowledged:
             return SimpleNamespace(receipt=None)
-        if keccak256(Path(verified.path).read_bytes()) != deliverable.model_root_hash:
+        assert (verified is None) is unverified
+        if verified is not None and keccak256(Path(verified.path).read_bytes()) != deliverable.model_root_hash:
             raise HashMismatchError("not what the chain says")
         receipt = await self.chain.write("acknowledge_deliverable", lambda: self.world.acknowledge(task_id), key=key)
         return SimpleNamespace(receipt=receipt)
@@ -576,7 +584,7 @@ class Watch:
                     state_text=task.progress_text,
                     task=task,
                     model_root_hash=deliverable.model_root_hash if deliverable else None,
-                    ack_deadline=AT if deliverable else None,
+                    ack_deadline=self.world.delivered_at + WINDOW if deliverable else None,
                 )
             if self.told == "Failed":
                 raise StopAsyncIteration

@@ -12,16 +12,23 @@ import anyio.to_thread
 
 from zg_async.errors import (
     ConfigError,
+    HashMismatchError,
     KeyNotReleasedError,
+    LostKeyError,
+    ProviderError,
 )
 from zg_async.jobs.events import (
     AdapterDeployed,
     DeliverableAcknowledged,
+    DeliveryForfeited,
+    DeliveryUnverified,
     Event,
     ModelDecrypted,
     ModelDownloaded,
 )
-from zg_async.jobs.work import Work, check_terms, known
+from zg_async.jobs.window import reminders, window_of
+from zg_async.jobs.work import Work, check_terms, known, now_of
+from zg_async.managers.deliverables import lost_key
 from zg_async.managers.task_changes import TaskSettled
 from zg_async.wire.records import (
     DownloadedModel,
@@ -30,13 +37,72 @@ from zg_async.wire.records import (
 DEPLOY_SECONDS: Final = 600
 KEY_WAIT_SECONDS: Final = 6 * 3600.0
 """How long to wait for a settlement before saying so; usually one to three minutes."""
+LAST_TRY_SECONDS: Final = 30.0
+"""Least time an attempt to download gets, however near the window's end is."""
 MANIFEST: Final = "zg_job.json"
 """Lies in the adapter's folder: whose it is."""
 
 
 async def download_model(work: Work) -> AsyncGenerator[Event, None]:
-    """Fetch the encrypted model; it is there only if it equals the hash on chain."""
-    yield await _download(work)
+    """Fetch the encrypted model; it is there only if it equals the hash on chain.
+
+    An attempt lasts at most until the window's next mark, and the next one goes on where it stopped. After the last
+    mark there is one more; what happens without a right copy is the specification's `on_unverified`.
+    """
+    while True:
+        for reminder in reminders(work.state, now_of(work)):
+            yield reminder
+        is_last, model, reason = _is_last_call(work), None, "the download took too long"
+        try:
+            with anyio.move_on_after(_attempt_seconds(work)):
+                model = await _download(work)
+        except HashMismatchError as error:
+            if work.spec.on_unverified != "acknowledge_unverified":
+                yield DeliveryForfeited(reason=error.message)
+                raise
+            reason = error.message
+            if not is_last:
+                await work.broker.clock.sleep(known(window_of(work.state)).longest_pause(now_of(work)))
+        except (ProviderError, ConfigError) as error:
+            if not is_last:
+                raise
+            reason = error.message
+        if model is not None:
+            yield model
+            return
+        if is_last:
+            break
+    yield await _without_copy(work, reason)
+    if work.state.forfeited:
+        raise LostKeyError(
+            f"task {work.task_id} is not acknowledged: no copy could be fetched ({reason})",
+            hint="Resume the job before the window closes to try again",
+        )
+
+
+async def _without_copy(work: Work, reason: str) -> DeliveryUnverified | DeliveryForfeited:
+    """Decide by the specification what becomes of a delivery of which there is no right copy."""
+    deliverable = await work.broker.fine_tuning.get_deliverable(work.provider, work.task_id)
+    if deliverable.settled and not deliverable.acknowledged:
+        raise lost_key(deliverable, work.provider)
+    return (
+        DeliveryForfeited(reason=reason) if work.spec.on_unverified == "forfeit" else DeliveryUnverified(reason=reason)
+    )
+
+
+def _is_last_call(work: Work) -> bool:
+    window = window_of(work.state)
+    return window is not None and now_of(work) >= window.last_call
+
+
+def _attempt_seconds(work: Work) -> float | None:
+    """Return how long an attempt may take: until the next mark, then half of what is left."""
+    window, now = window_of(work.state), now_of(work)
+    if window is None:
+        return None
+    mark = window.next_mark(now)
+    end = (window.deadline - now) / 2 if mark is None else mark - now
+    return max(end.total_seconds(), LAST_TRY_SECONDS)
 
 
 async def _download(work: Work) -> ModelDownloaded:
@@ -48,23 +114,36 @@ async def _download(work: Work) -> ModelDownloaded:
 
 
 async def acknowledge_deliverable(work: Work) -> AsyncGenerator[Event, None]:
-    """Acknowledge what was downloaded; the file is compared with the chain's hash once more."""
+    """Acknowledge what was downloaded; the file is compared with the chain's hash once more.
+
+    Changed terms stop it, but not beyond the last mark: what was trained is paid by the old ones, and the key is lost
+    otherwise.
+    """
     keys = work.keys(f"acknowledge_deliverable/{work.task_id}")
-    if not await work.sent(*keys):
+    for reminder in reminders(work.state, now_of(work)):
+        yield reminder
+    if not _is_last_call(work) and not await work.sent(*keys):
         await check_terms(work)
-    model = known(work.state.model)
-    if not await anyio.Path(model.path).exists():
+    model = work.state.model
+    if model is not None and not await anyio.Path(model.path).exists():
         model = await _download(work)
         yield model
+    if model is None and not work.state.unverified:
+        known(model)
     await work.broker.fine_tuning.acknowledge_deliverable(
         work.provider,
         work.task_id,
-        verified=DownloadedModel(
-            path=model.path, size=model.size, root_hash=model.root_hash, matched=model.matched, source=model.source
-        ),
+        verified=None if model is None else _as_downloaded(model),
+        unverified=model is None,
         key=keys[-1],
     )
     yield DeliverableAcknowledged(transactions=await work.sent(*keys))
+
+
+def _as_downloaded(model: ModelDownloaded) -> DownloadedModel:
+    return DownloadedModel(
+        path=model.path, size=model.size, root_hash=model.root_hash, matched=model.matched, source=model.source
+    )
 
 
 async def decrypt_model(work: Work) -> AsyncGenerator[Event, None]:
@@ -72,8 +151,8 @@ async def decrypt_model(work: Work) -> AsyncGenerator[Event, None]:
     fee = await _wait_settled(work)
     target = work.spec.adapter_dir
     if (files := await anyio.to_thread.run_sync(_files_of, target, work.state.job_id)) is None:
-        model = known(work.state.model)
-        if not await anyio.Path(model.path).exists():
+        model = work.state.model
+        if model is None or not await anyio.Path(model.path).exists():
             model = await _download(work)
             yield model
         files = await _unpack(work, model.path)

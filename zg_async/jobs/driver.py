@@ -11,8 +11,12 @@ import anyio
 from zg_async.clock import Clock
 from zg_async.errors import (
     ClosedError,
+    ConfigError,
     ContractRevertedError,
+    FeeCapError,
+    InsufficientGasFundsError,
     JournalError,
+    ProviderError,
     TransactionReplacedError,
     UnfinishedTaskError,
     ZgError,
@@ -23,6 +27,7 @@ from zg_async.jobs.scheduler import Scheduler
 from zg_async.jobs.stages import next_stage
 from zg_async.jobs.state import JobState, apply, fold
 from zg_async.jobs.store import Store
+from zg_async.jobs.window import window_of
 from zg_async.jobs.work import Stage, Work
 
 if TYPE_CHECKING:
@@ -40,6 +45,8 @@ MAX_REVERTED: Final = 2
 """How often a stage's transaction is sent anew after one was mined as a failure."""
 _UNTIL_DEADLINE: Final = frozenset({"download_model", "acknowledge_deliverable"})
 """Stages that are tried as long as the acknowledgement window is open: missing it costs the key."""
+_MAY_BE_MENDED: Final = (ProviderError, ConfigError, InsufficientGasFundsError, FeeCapError)
+"""What is tried again in these stages, because the user or the provider may mend it in time."""
 
 
 class Driver:
@@ -195,18 +202,26 @@ def _retry(state: JobState, stage: Stage, error: ZgError, now: dt.datetime) -> S
     fresh = isinstance(error, ContractRevertedError) and error.tx_hash is not None
     if fresh and state.generations.get(stage.name, 0) >= MAX_REVERTED:
         return None
-    if not (fresh or error.retryable or isinstance(error, UnfinishedTaskError | TransactionReplacedError)):
+    window = window_of(state) if stage.name in _UNTIL_DEADLINE else None
+    may_go_on = window is not None and now < window.deadline
+    can_help = fresh or error.retryable or isinstance(error, UnfinishedTaskError | TransactionReplacedError)
+    if not (can_help or (may_go_on and isinstance(error, _MAY_BE_MENDED))):
         return None
     attempt = 1 + (state.retry.attempt if state.retry is not None and state.retry.stage == stage.name else 0)
-    deadline = state.delivered.ack_deadline if state.delivered is not None else None
-    may_go_on = stage.name in _UNTIL_DEADLINE and deadline is not None and now < deadline
     if attempt >= MAX_ATTEMPTS and not may_go_on:
         return None
     told = error.retry_after if error.retry_after is not None and 0 <= error.retry_after < float("inf") else 0.0
     own = min(FIRST_WAIT * 2.0 ** min(attempt - 1, 10), LONGEST_WAIT)
-    wait = dt.timedelta(seconds=max(own, min(told, LONGEST_TOLD_WAIT)))
+    wait = max(own, min(told, LONGEST_TOLD_WAIT))
+    if window is not None:
+        wait = min(wait, window.longest_pause(now))
     return StageRetrying(
-        stage=stage.name, attempt=attempt, code=error.code, message=error.message, retry_at=now + wait, fresh=fresh
+        stage=stage.name,
+        attempt=attempt,
+        code=error.code,
+        message=error.message,
+        retry_at=now + dt.timedelta(seconds=wait),
+        fresh=fresh,
     )
 
 

@@ -32,7 +32,7 @@ STAGES: Final = (
     Stage(name="upload_dataset", run=upload_dataset, is_done=lambda s: s.dataset_hash is not None),
     Stage(name="create_task", run=create_task, is_done=lambda s: s.task_id is not None, can_interrupt=False),
     Stage(name="train", run=train, is_done=lambda s: s.delivered is not None),
-    Stage(name="download_model", run=download_model, is_done=lambda s: s.model is not None),
+    Stage(name="download_model", run=download_model, is_done=lambda s: s.model is not None or s.unverified),
     Stage(
         name="acknowledge_deliverable",
         run=acknowledge_deliverable,

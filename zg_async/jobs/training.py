@@ -87,7 +87,14 @@ async def train(work: Work) -> AsyncGenerator[Event, None]:
             root = (await tuning.get_deliverable(work.provider, work.task_id)).model_root_hash
         except DeliverableNotFoundError:
             raise await _task_failed(work) from None
-    yield TaskDelivered(root_hash=hex0x(root), ack_deadline=deadline, cursor=cursor)
+    terms = await tuning.get_delivery_terms()
+    yield TaskDelivered(
+        root_hash=hex0x(root),
+        ack_deadline=deadline,
+        cursor=cursor,
+        window=terms.window,
+        penalty_percentage=terms.penalty_percentage,
+    )
 
 
 async def _check_fee(work: Work, task: Task) -> None:

@@ -95,6 +95,11 @@ class Work:
         return tuple(found)
 
 
+def now_of(work: Work) -> dt.datetime:
+    """Return the time."""
+    return dt.datetime.fromtimestamp(work.broker.clock.now(), dt.UTC)
+
+
 def known(value: _T | None) -> _T:
     """Return what an earlier stage put on record.
 

@@ -58,6 +58,16 @@ class Acknowledgement:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class DeliveryTerms:
+    """What deliveries are subject to."""
+
+    window: int
+    """Seconds in which one has to be acknowledged, by the strictest rule in use."""
+    penalty_percentage: int
+    """What a missed window costs of the fee."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class DeliveredModel:
     """A delivery, brought to its end."""
 
@@ -151,6 +161,11 @@ class Deliverables:
         return LogFollow(self._hub, self._ctx.wallet, address, TaskId(task_id), offset=offset)
 
     # ---- deliverable
+
+    async def get_delivery_terms(self) -> DeliveryTerms:
+        """Read what deliveries are subject to; kept for a minute."""
+        lock_time, penalty = await self._ctx.services.delivery_terms()
+        return DeliveryTerms(window=provider_api.ack_window(lock_time), penalty_percentage=penalty)
 
     async def get_deliverable(self, provider: str, task_id: str) -> Deliverable:
         """Read a delivery from the chain.
