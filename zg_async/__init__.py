@@ -77,9 +77,14 @@ _HOMES = {
     "zg_async.jobs.state": ("JobResult",),
     "zg_async.jobs.store": ("MemoryStore", "Store"),
     "zg_async.jobs.events": ("Event",),
+    "zg_async.managers.chat": ("ChatStream", "OpenAiConfig"),
     "zg_async.managers.deliverables": ("Acknowledgement", "DeliveredModel"),
     "zg_async.managers.fine_tuning": ("TaskPreflight",),
+    "zg_async.managers.inference_funds": ("Funds", "Spending"),
+    "zg_async.managers.inference_services": ("AutoFunding", "InferencePolicy"),
+    "zg_async.managers.inference_tokens": ("ApiKey",),
     "zg_async.managers.ledger": ("FundingPlan", "FundingStep"),
+    "zg_async.managers.media": ("ImageAnswer", "ImageJob", "ImageJobStatus", "Transcript"),
     "zg_async.managers.services": ("LedgerLimits",),
     "zg_async.managers.task_changes": (
         "AckDeadlineNear",
@@ -102,7 +107,9 @@ _HOMES = {
     "zg_async.transport.signer": ("DecryptionKey", "LocalSigner", "Signer"),
     "zg_async.transport.sqlite_outbox": ("SqliteOutbox",),
     "zg_async.units": ("NEURON_PER_0G", "format_amount", "og_to_wei", "parse_amount", "wei_to_og"),
+    "zg_async.wire.answer_proof": ("AnswerProof", "AnswerStatus"),
     "zg_async.wire.attestation": ("QuoteReport",),
+    "zg_async.wire.catalogue": ("InferenceServiceDetail", "ModelInfo", "ServiceHealth", "ServicePrices"),
     "zg_async.wire.records": (
         "AccountSummary",
         "Adapter",
@@ -138,6 +145,7 @@ _HOMES = {
         "Usage",
     ),
     "zg_async.wire.rows": ("DatasetReport", "TrainingParams"),
+    "zg_async.wire.sse": ("ChatChunk", "ChatDelta"),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 
@@ -211,11 +219,22 @@ if TYPE_CHECKING:
     from zg_async.jobs.state import JobResult as JobResult
     from zg_async.jobs.store import MemoryStore as MemoryStore
     from zg_async.jobs.store import Store as Store
+    from zg_async.managers.chat import ChatStream as ChatStream
+    from zg_async.managers.chat import OpenAiConfig as OpenAiConfig
     from zg_async.managers.deliverables import Acknowledgement as Acknowledgement
     from zg_async.managers.deliverables import DeliveredModel as DeliveredModel
     from zg_async.managers.fine_tuning import TaskPreflight as TaskPreflight
+    from zg_async.managers.inference_funds import Funds as Funds
+    from zg_async.managers.inference_funds import Spending as Spending
+    from zg_async.managers.inference_services import AutoFunding as AutoFunding
+    from zg_async.managers.inference_services import InferencePolicy as InferencePolicy
+    from zg_async.managers.inference_tokens import ApiKey as ApiKey
     from zg_async.managers.ledger import FundingPlan as FundingPlan
     from zg_async.managers.ledger import FundingStep as FundingStep
+    from zg_async.managers.media import ImageAnswer as ImageAnswer
+    from zg_async.managers.media import ImageJob as ImageJob
+    from zg_async.managers.media import ImageJobStatus as ImageJobStatus
+    from zg_async.managers.media import Transcript as Transcript
     from zg_async.managers.services import LedgerLimits as LedgerLimits
     from zg_async.managers.task_changes import AckDeadlineNear as AckDeadlineNear
     from zg_async.managers.task_changes import DeliveredProviderLostState as DeliveredProviderLostState
@@ -247,7 +266,13 @@ if TYPE_CHECKING:
     from zg_async.units import og_to_wei as og_to_wei
     from zg_async.units import parse_amount as parse_amount
     from zg_async.units import wei_to_og as wei_to_og
+    from zg_async.wire.answer_proof import AnswerProof as AnswerProof
+    from zg_async.wire.answer_proof import AnswerStatus as AnswerStatus
     from zg_async.wire.attestation import QuoteReport as QuoteReport
+    from zg_async.wire.catalogue import InferenceServiceDetail as InferenceServiceDetail
+    from zg_async.wire.catalogue import ModelInfo as ModelInfo
+    from zg_async.wire.catalogue import ServiceHealth as ServiceHealth
+    from zg_async.wire.catalogue import ServicePrices as ServicePrices
     from zg_async.wire.records import AccountSummary as AccountSummary
     from zg_async.wire.records import Adapter as Adapter
     from zg_async.wire.records import AdapterState as AdapterState
@@ -282,6 +307,8 @@ if TYPE_CHECKING:
     from zg_async.wire.records import Usage as Usage
     from zg_async.wire.rows import DatasetReport as DatasetReport
     from zg_async.wire.rows import TrainingParams as TrainingParams
+    from zg_async.wire.sse import ChatChunk as ChatChunk
+    from zg_async.wire.sse import ChatDelta as ChatDelta
 
 
 def __getattr__(name: str) -> Any:

@@ -14,8 +14,10 @@ from zg_async.errors import ClosedError, ConfigError, WrongChainError
 from zg_async.managers.context import Context
 from zg_async.managers.fine_tuning import FineTuningManager
 from zg_async.managers.inference import InferenceManager
+from zg_async.managers.inference_services import InferencePolicy
 from zg_async.managers.ledger import LedgerManager
 from zg_async.managers.services import ServiceDirectory
+from zg_async.managers.storage import StorageManager
 from zg_async.managers.watch import PollPolicy, WatchHub
 from zg_async.networks import Network, get_network
 from zg_async.paths import state_dir as default_state_dir
@@ -24,10 +26,13 @@ from zg_async.transport.chain import Chain
 from zg_async.transport.fees import FeePolicy
 from zg_async.transport.guard import network_guard
 from zg_async.transport.http import Http, HttpSettings
+from zg_async.transport.key_book import FileKeyBook
 from zg_async.transport.outbox import Outbox
 from zg_async.transport.rpc import Rpc
 from zg_async.transport.signer import DecryptionKey, LocalSigner, Signer
 from zg_async.transport.sqlite_outbox import SqliteOutbox
+from zg_async.transport.storage import Storage
+from zg_async.transport.storage_settings import StorageSettings
 from zg_async.wire.hashing import parse_address
 from zg_async.wire.records import Address
 
@@ -50,13 +55,19 @@ class _Shared:
         signers: Mapping[Address, Signer],
         polling: PollPolicy | None,
         state_dir: Path,
+        storage: Storage,
+        storage_settings: StorageSettings,
+        inference_policy: InferencePolicy | None,
     ) -> None:
+        self.inference_policy = inference_policy
         self.network = network
         self.http = http
         self.chain = chain
         self.clock = clock
         self.signers = signers
         self.state_dir = state_dir
+        self.storage = storage
+        self.storage_settings = storage_settings
         self.services = ServiceDirectory(network, chain, clock)
         self.hub = WatchHub(chain, http, self.services, clock, policy=polling)
         self.brokers: dict[Address, Broker] = {}
@@ -102,7 +113,7 @@ class _Shared:
 
 
 class Broker:
-    """One wallet's view of a network: `.ledger`, `.fine_tuning`, `.inference` with `.lora`.
+    """One wallet's view of a network: `.ledger`, `.fine_tuning`, `.inference` with `.lora`, `.storage`.
 
     Made by `create_broker`; an async context manager. `using(address)` gives the view of another of its wallets; all
     views share the session, the limiters, the log reader, the block watcher and the pollers.
@@ -119,9 +130,11 @@ class Broker:
             clock=shared.clock,
             signer=signer,
         )
+        self.storage = StorageManager(shared.chain, shared.storage, signer, shared.storage_settings)
         self.ledger = LedgerManager(self._context)
         self.fine_tuning = FineTuningManager(self._context, shared.hub)
-        self.inference = InferenceManager(self._context)
+        keys = FileKeyBook(shared.state_dir / "api-keys" / str(shared.network.chain_id))
+        self.inference = InferenceManager(self._context, shared.inference_policy, keys)
 
     async def __aenter__(self) -> Self:
         await self._shared.open()
@@ -221,6 +234,10 @@ def create_broker(
     allow_hosts: Sequence[str] = (),
     fees: FeePolicy | None = None,
     polling: PollPolicy | None = None,
+    inference: InferencePolicy | None = None,
+    indexer_url: str | None = None,
+    storage_nodes: Sequence[str] = (),
+    storage: StorageSettings | None = None,
     clock: Clock | None = None,
 ) -> Broker:
     """Make a broker. Reads nothing and connects to nothing; `async with` opens it.
@@ -239,6 +256,10 @@ def create_broker(
         allow_hosts: Provider hosts that may have private addresses and plain http, by name.
         fees: Caps and rules for transaction fees.
         polling: How often providers are asked.
+        inference: How inference providers are talked to: proof of answers, requests at a time, automatic funding.
+        indexer_url: The 0G Storage indexer instead of the network's.
+        storage_nodes: URLs of storage nodes to use instead of asking an indexer.
+        storage: Replicas, fragments, price cap and patience of storage.
         clock: The source of time, for tests.
 
     Returns:
@@ -269,7 +290,9 @@ def create_broker(
         outbox = SqliteOutbox(folder / "outbox.sqlite")
     rpc = Rpc(record.rpc_url or "", http=client, clock=time)
     chain = Chain(record, rpc, outbox=outbox, signers=tuple(signers.values()), fees=fees or FeePolicy(), clock=time)
-    shared = _Shared(record, client, chain, time, signers, polling, folder)
+    chosen = storage or StorageSettings()
+    store = Storage(chain, client, clock=time, indexer_url=indexer_url, nodes=storage_nodes, settings=chosen)
+    shared = _Shared(record, client, chain, time, signers, polling, folder, store, chosen, inference)
     first = next(iter(signers.values()), None)
     broker = Broker(shared, first)
     if first is not None:

@@ -4,14 +4,17 @@ A provider learns of an adapter from the acknowledgement on chain, and only of t
 """
 
 import contextlib
-from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
-from typing import TYPE_CHECKING, Final, TypeVar
+import functools
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Sequence
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 from urllib.parse import quote
 
 import anyio
 
 from zg_async.errors import AdapterError, ProviderError, ProviderRejectedError, ProviderUnavailableError, ZgError
+from zg_async.managers.chat import ChatStream, Message
 from zg_async.managers.context import Context
+from zg_async.managers.inference_services import Verify
 from zg_async.text import printable
 from zg_async.wire import inference_api
 from zg_async.wire.inference_api import Refusal
@@ -202,7 +205,7 @@ class LoraManager:
         if adapter is None or adapter.state in (AdapterState.READY, AdapterState.FAILED, AdapterState.UNKNOWN):
             message, name, state = await self._post_deploy(service, name, body)
         elif adapter.state in (AdapterState.OFFLOADED, AdapterState.ARCHIVED):
-            await self.restore(service.provider, name)
+            await self._ask_back(service.provider, name)
             message = "restoring"
         if not wait:
             return DeployResponse(message=message, adapter_name=name, state=state)
@@ -221,10 +224,41 @@ class LoraManager:
         deployed, message = inference_api.parse_deploy(reply, provider=service.provider)
         return message, deployed or name, AdapterState.LOADING
 
-    async def restore(self, provider_address: str, adapter_name: str) -> None:
-        """Ask for an offloaded or archived adapter back: the provider restores it on the first request for it."""
+    async def restore(
+        self,
+        provider_address: str,
+        adapter_name: str,
+        wait: bool = True,
+        timeout_seconds: float = 120,
+        on_progress: OnProgress | None = None,
+    ) -> Adapter:
+        """Bring an offloaded or archived adapter back; an active one stays as it is.
+
+        Args:
+            provider_address: The provider's address.
+            adapter_name: Its name.
+            wait: Wait until it is active.
+            timeout_seconds: How long.
+            on_progress: Called with each new state.
+
+        Returns:
+            The adapter as it is then.
+
+        Raises:
+            AdapterError: It isn't there, failed, or took too long.
+        """
+        with self._deadline(timeout_seconds if wait else None, Address(provider_address), f"adapter {adapter_name}"):
+            adapter = await self.get_adapter_status(provider_address, adapter_name)
+            if adapter.state in (AdapterState.OFFLOADED, AdapterState.ARCHIVED):
+                await self._ask_back(provider_address, adapter_name)
+            if wait:
+                return await self.wait_adapter(provider_address, adapter_name, on_progress=on_progress)
+            return await self.get_adapter_status(provider_address, adapter_name)
+
+    async def _ask_back(self, provider: str, name: str) -> None:
+        """A provider restores an adapter on the first request for it, and refuses that one."""
         try:
-            await self._inference.chat(provider_address, ".", model=adapter_name, max_tokens=1)
+            await self._inference.chat(provider, ".", model=name, max_tokens=1)
         except ProviderError as e:
             text = getattr(e, "body", "") or e.message
             if inference_api.classify_refusal(text) not in (Refusal.RESTORING, Refusal.LOADING):
@@ -310,32 +344,76 @@ class LoraManager:
         self,
         provider_address: str,
         adapter_name: str,
-        message: str,
+        message: str | Sequence[Message],
         system_prompt: str = "You are a helpful assistant.",
         *,
         warm_up_seconds: float = 120,
-        **fields: object,
+        verify: Verify | None = None,
+        **fields: Any,
     ) -> ChatAnswer:
-        """Ask an adapter one question; while the provider is still loading or restoring it, ask again.
+        """Ask an adapter; while the provider is still loading or restoring it, ask again.
 
         Args:
             provider_address: The provider's address.
             adapter_name: The adapter's name.
-            message: The question.
-            system_prompt: Goes before it.
+            message: The question; or a whole conversation as OpenAI messages, before which nothing goes.
+            system_prompt: Goes before a question.
             warm_up_seconds: How long to wait for the adapter to be loaded.
+            verify: How the answer has to be proven; None: as the broker's policy says.
             fields: Any other field of an OpenAI chat completion, passed through.
 
         Raises:
             AdapterError: It isn't there, isn't yours, or isn't loaded in time.
         """
-        messages = [{"role": "system", "content": system_prompt}, {"role": "user", "content": message}]
-        deadline = self._ctx.clock.monotonic() + warm_up_seconds
+        messages = _messages(message, system_prompt)
+
+        async def ask() -> ChatAnswer:
+            return await self._inference.chat(provider_address, messages, model=adapter_name, verify=verify, **fields)
+
+        return await self._warmed(provider_address, adapter_name, warm_up_seconds, ask)
+
+    def chat_stream(
+        self,
+        provider_address: str,
+        adapter_name: str,
+        message: str | Sequence[Message],
+        system_prompt: str = "You are a helpful assistant.",
+        *,
+        warm_up_seconds: float = 120,
+        verify: Verify | None = None,
+        **fields: Any,
+    ) -> ChatStream:
+        """Ask an adapter and take its answer as it comes; entering waits while the provider is still loading it.
+
+        Args:
+            provider_address: The provider's address.
+            adapter_name: The adapter's name.
+            message: The question; or a whole conversation as OpenAI messages, before which nothing goes.
+            system_prompt: Goes before a question.
+            warm_up_seconds: How long to wait for the adapter to be loaded.
+            verify: How the answer has to be proven; None: as the broker's policy says.
+            fields: Any other field of an OpenAI chat completion, passed through.
+
+        Returns:
+            The stream; see `inference.chat_stream`.
+        """
+        return self._inference.chat_stream(
+            provider_address,
+            _messages(message, system_prompt),
+            model=adapter_name,
+            verify=verify,
+            around=functools.partial(self._warmed, provider_address, adapter_name, warm_up_seconds),
+            **fields,
+        )
+
+    async def _warmed(self, provider: str, name: str, seconds: float, ask: Callable[[], Awaitable[_T]]) -> _T:
+        """Ask until the adapter is warm, or the time is over."""
+        deadline = self._ctx.clock.monotonic() + seconds
         while True:
             try:
-                return await self._inference.chat(provider_address, messages, model=adapter_name, **fields)
+                return await ask()
             except (ProviderRejectedError, ProviderUnavailableError) as e:
-                wait = await self._warm_up(provider_address, adapter_name, e)
+                wait = await self._warm_up(provider, name, e)
                 if self._ctx.clock.monotonic() + wait > deadline:
                     raise
             await self._ctx.clock.sleep(wait)
@@ -399,3 +477,9 @@ class LoraManager:
                 provider=provider,
                 hint="It may still become active: get_adapter_status shows its state",
             ) from e
+
+
+def _messages(message: str | Sequence[Message], system_prompt: str) -> Sequence[Message]:
+    if not isinstance(message, str):
+        return message
+    return [{"role": "system", "content": system_prompt}, {"role": "user", "content": message}]

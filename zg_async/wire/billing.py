@@ -34,7 +34,12 @@ def count_content(service_type: str, content: str) -> Counts:
         service_type: The registration's.
         content: A usage object as JSON; of images the request's JSON.
     """
-    value = _object(content)
+    return count_usage(service_type, _object(content))
+
+
+def count_usage(service_type: str, value: Any) -> Counts:
+    """Count a decoded content; see `count_content`."""
+    value = value if isinstance(value, dict) else {}
     if service_type in IMAGE_TYPES:
         wanted = _whole(value.get("n"))
         return Counts(inputs=1 if wanted is None else wanted, outputs=0)

@@ -8,7 +8,10 @@ import datetime as dt
 import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Final, NewType
+from typing import TYPE_CHECKING, Final, NewType
+
+if TYPE_CHECKING:
+    from zg_async.wire.answer_proof import AnswerProof
 
 from zg_async.text import hidden
 
@@ -483,4 +486,8 @@ class ChatAnswer:
     response_key: str | None
     """The id under which the provider keeps the answer's signature."""
     raw: Mapping[str, object] = field(repr=False)
-    """The whole JSON as the provider sent it."""
+    """The whole JSON as the provider sent it; of a stream, its chunks put together."""
+    fee: int | None = None
+    """Neuron, estimated from the registered prices."""
+    proof: "AnswerProof | None" = None
+    """Who signed it, and whether over these bytes."""
