@@ -1,4 +1,6 @@
+import dataclasses
 import os
+import threading
 
 import anyio
 import pytest
@@ -8,7 +10,7 @@ from zg_async.errors import ConfigError
 from zg_async.transport import file_tree
 from zg_async.transport.file_tree import BytesSource, EncryptedSource, FileSource, hash_file, hash_source
 from zg_async.transport.transfer import Progress
-from zg_async.wire.keccak_batch import backends
+from zg_async.wire.keccak_batch import backends, best_backend
 from zg_async.wire.merkle import SEGMENT, MerkleHasher, MerkleTree, fragments
 from zg_async.wire.storage_crypto import StorageDecryptor, seal_with_key
 
@@ -22,6 +24,23 @@ def tree(data: bytes) -> MerkleTree:
 @pytest.fixture
 def path(tmp_path):
     return tmp_path / "file"
+
+
+@pytest.mark.goal("STO-05", part="off the loop")
+async def test_no_byte_is_read_or_hashed_by_the_loops_own_thread(path, monkeypatch):
+    path.write_bytes(content("mix", 33 * SEGMENT + 5))
+    seen = set()
+
+    def noting(real):
+        return lambda *args: (seen.add(threading.get_ident()), real(*args))[1]
+
+    best = best_backend()
+    watched = dataclasses.replace(best, hash_blocks=noting(best.hash_blocks), subtree_roots=noting(best.subtree_roots))
+    monkeypatch.setattr(FileSource, "read_at", noting(FileSource.read_at))
+    monkeypatch.setattr(FileSource, "__init__", noting(FileSource.__init__))
+    await hash_file(path, backend=watched)
+    assert seen
+    assert threading.get_ident() not in seen
 
 
 @pytest.mark.parametrize("size", [1, SEGMENT, SEGMENT + 1, 33 * SEGMENT, 33 * SEGMENT + 5])

@@ -134,7 +134,6 @@ def test_an_entry_in_the_dialects_of_old_nodes_and_the_indexer_is_read():
     assert (info.nodes, info.pruned) == ((), False)
 
 
-@pytest.mark.goal("STO-05", part="size check")
 def test_an_entry_of_the_same_root_and_another_size_is_another_file():
     made = tree(content("mix", 1000))
     info = storage_api.get_file_info(made.root).read(answer(info_json(made, size=1024)))

@@ -185,8 +185,8 @@ class MerkleTree:
         """
         if not 0 <= index < self.segments:
             raise ValueError(f"no segment {index} in {self.size} bytes")
-        if not self._levels:
-            self._levels.extend(_levels(self.segment_roots + _padding_roots(self.size)))
+        if not self._levels:  # in one step: several threads may ask
+            self._levels[:] = list(_levels(self.segment_roots + _padding_roots(self.size)))
         lemma, path = [_node(self._levels[0], index)], []
         for level in self._levels[:-1]:
             sibling = index ^ 1
