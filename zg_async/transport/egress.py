@@ -117,12 +117,13 @@ class Egress:
         name = _plain(host)
         return (name, port) in self._allowed or (name, None) in self._allowed
 
-    def check_url(self, text: str, *, provider: str | None = None) -> URL:
+    def check_url(self, text: str, *, provider: str | None = None, plain_http: bool = False) -> URL:
         """Judge a URL before anything is sent to it.
 
         Args:
             text: The URL; may be an outsider's.
             provider: Whose it is, for the message.
+            plain_http: Take http as well: what comes from there is proven, what goes there public.
 
         Returns:
             The parsed URL; what is judged is what is used.
@@ -141,7 +142,7 @@ class Egress:
             raise _refused("its URL holds user info", None, provider)
         if self.allows(host, port):
             return url
-        if url.scheme != "https":
+        if url.scheme != "https" and not plain_http:
             raise _refused("it isn't https", host, provider)
         if reason := self._name_fault(_plain(host)):
             raise _refused(reason, host, provider)

@@ -16,6 +16,7 @@ from zg_async.units import format_amount
 from zg_async.wire.contracts import FUNCTIONS
 from zg_async.wire.hashing import checksum_address
 from zg_async.wire.records import Address
+from zg_async.wire.submission import LEGACY_BATCH_SUBMIT, LEGACY_SUBMIT
 
 SENT: Final[Mapping[str, Mapping[str, bool]]] = {
     "LedgerManager": {
@@ -112,6 +113,9 @@ def network_guard(network: Network, fees: FeePolicy, *, chain_id: int | None = N
         for selector, function in FUNCTIONS[contract].items()
         if function.name in SENT[contract]
     }
+    if network.flow is not None:  # the layout of older flow contracts isn't in the tables
+        flow = checksum_address(network.flow)
+        calls |= {(flow, function.selector): True for function in (LEGACY_SUBMIT, LEGACY_BATCH_SUBMIT)}
     return Guard(chain_id=network.chain_id if chain_id is None else chain_id, calls=calls, fees=fees)
 
 

@@ -166,6 +166,7 @@ class Http:
         provider: str | None = None,
         transfer: bool = False,
         read_timeout: float | None = None,
+        plain_http: bool = False,
     ) -> AsyncGenerator[Answer, None]:
         """Send one request, once, and look at the answer while its body is still on the way.
 
@@ -178,6 +179,7 @@ class Http:
             provider: Whose endpoint it is, for errors.
             transfer: A file goes or comes: no total time-out.
             read_timeout: Longest silence in seconds; None means the settings' `idle_timeout`.
+            plain_http: Whether http will do at a public address: for bytes that are public and proven.
 
         Yields:
             The answer, of any status, redirects included.
@@ -186,7 +188,7 @@ class Http:
             EndpointRefusedError: The policy forbids the address.
             ProviderUnavailableError: No answer.
         """
-        target = self.egress.check_url(url, provider=provider)
+        target = self.egress.check_url(url, provider=provider, plain_http=plain_http)
         endpoint = f"{method} {target.path}"
         failure: ProviderError | None = None
         response: aiohttp.ClientResponse | None = None
