@@ -71,6 +71,7 @@ _HOMES = {
         "WrongChainError",
         "ZgError",
     ),
+    "zg_async.jobs.plan": ("JobPlan", "PlannedTransaction", "PlannedUpload"),
     "zg_async.jobs.runner": ("JobHandle", "JobRunner"),
     "zg_async.jobs.spec": ("JobSpec",),
     "zg_async.jobs.sqlite": ("SqliteStore",),
@@ -97,6 +98,7 @@ _HOMES = {
         "WatchWarning",
     ),
     "zg_async.managers.tokens": ("TokenCount",),
+    "zg_async.managers.training_params": ("RawParams",),
     "zg_async.managers.watch": ("LogFollow", "PollPolicy", "TaskWatch"),
     "zg_async.networks": ("NETWORKS", "Network", "get_network"),
     "zg_async.transport.fees": ("FeePolicy",),
@@ -212,6 +214,9 @@ if TYPE_CHECKING:
     from zg_async.errors import WrongChainError as WrongChainError
     from zg_async.errors import ZgError as ZgError
     from zg_async.jobs.events import Event as Event
+    from zg_async.jobs.plan import JobPlan as JobPlan
+    from zg_async.jobs.plan import PlannedTransaction as PlannedTransaction
+    from zg_async.jobs.plan import PlannedUpload as PlannedUpload
     from zg_async.jobs.runner import JobHandle as JobHandle
     from zg_async.jobs.runner import JobRunner as JobRunner
     from zg_async.jobs.spec import JobSpec as JobSpec
@@ -245,6 +250,7 @@ if TYPE_CHECKING:
     from zg_async.managers.task_changes import WatchResynced as WatchResynced
     from zg_async.managers.task_changes import WatchWarning as WatchWarning
     from zg_async.managers.tokens import TokenCount as TokenCount
+    from zg_async.managers.training_params import RawParams as RawParams
     from zg_async.managers.watch import LogFollow as LogFollow
     from zg_async.managers.watch import PollPolicy as PollPolicy
     from zg_async.managers.watch import TaskWatch as TaskWatch

@@ -32,6 +32,7 @@ from zg_async.jobs.spec import JobSpec
 from zg_async.jobs.state import JobResult
 from zg_async.managers.dataset import check_dataset
 from zg_async.managers.deliverables import DeliveryTerms
+from zg_async.managers.open_tasks import OpenTask, OpenTasks
 from zg_async.managers.task_changes import TaskSettled, TaskStateChanged
 from zg_async.wire.hashing import hex0x, keccak256
 from zg_async.wire.records import (
@@ -123,6 +124,8 @@ class World:
         self.encrypted = b"encrypted " * 50 + WEIGHTS
         self.account_nonce = 0
         self.delivered_at = AT
+        self.guarded = False
+        self.balance = 10**18
         (folder / "train.jsonl").write_text('{"instruction": "Say hello", "input": "", "output": "hello"}\n' * 3)
 
     def spec(self, **changes: object) -> JobSpec:
@@ -351,6 +354,9 @@ class FakeChain:
     def __init__(self, process: Process) -> None:
         self.process, self.world = process, process.world
 
+    async def gas_price(self) -> int:
+        return 1
+
     async def write(self, name: str, effect: Callable[[], None], *, key: str | None) -> Receipt:
         key = key or f"unnamed {len(self.world.outbox)}"
         self.process.point("before outbox disk")
@@ -364,6 +370,12 @@ class FakeChain:
         if row.reverted:
             raise ContractRevertedError(f"{row.name} reverted", tx_hash=receipt.tx_hash)
         return receipt
+
+    async def gas_price(self) -> int:
+        return 1
+
+    async def balance(self, address: str) -> int:
+        return self.world.balance
 
     async def recall(self, key: str, *, wallet: str) -> Receipt | None:
         row = self.world.outbox.get(key)
@@ -464,6 +476,25 @@ class FineTuning:
 
     async def get_delivery_terms(self) -> DeliveryTerms:
         return DeliveryTerms(window=int(WINDOW.total_seconds()), penalty_percentage=30)
+
+    async def list_open_tasks(self) -> OpenTasks:
+        if not self.world.guarded:
+            await anyio.sleep_forever()
+        services = {s.provider: s for s in await self.call("rpc read", self.world.services)}
+        tasks = await self.call("list", lambda: tuple(self.world.tasks))
+        open_tasks = [
+            OpenTask(
+                provider=t.provider,
+                task_id=t.id,
+                service=services.get(t.provider),
+                task=t,
+                deliverable=self.world.deliverables.get(t.id),
+            )
+            for t in tasks
+            if not ((d := self.world.deliverables.get(t.id)) and (d.acknowledged or d.settled))
+            and (d is not None or not t.is_terminal)
+        ]
+        return OpenTasks(tasks=tuple(open_tasks), services=services, silent={})
 
     def watch_task(self, provider: str, task_id: str, *, cursor: str | None = None) -> "Watch":
         return Watch(self.process, provider, task_id, cursor)

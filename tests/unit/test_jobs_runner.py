@@ -75,6 +75,7 @@ async def test_the_events_tell_the_whole_story_in_order(world, runner):
         "job_submitted",
         "dataset_checked",
         "provider_chosen",
+        "cost_estimated",
         "provider_funded",
         "provider_funded",
         "provider_acknowledged",
@@ -589,7 +590,7 @@ async def test_a_job_that_may_cost_more_than_its_cap_is_refused_before_it_pays(w
 async def test_a_task_that_turns_out_dearer_than_the_cap_is_cancelled(world, runner):
     async with runner() as run:
         with pytest.raises(JobFailedError, match="cancelled") as caught:
-            await run.run_job(world.spec(max_spend=FEE - 1, budget=FEE - 1))
+            await run.run_job(world.spec(max_spend=FEE, budget=FEE // 2))
     assert caught.value.error_code == "limit"
     assert world.tasks[0].progress is TaskProgress.FAILED
 

@@ -58,6 +58,8 @@ class DatasetChecked(_Fact):
     rows: int
     row_format: str
     warnings: tuple[str, ...] = ()
+    tokens: int | None = None
+    """By the tokenizer that was given."""
     kind: Literal["dataset_checked"] = "dataset_checked"
 
 
@@ -79,6 +81,21 @@ class ProviderChosen(_Fact):
     price_per_token: Neuron
     signer: Address
     kind: Literal["provider_chosen"] = "provider_chosen"
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class CostEstimated(_Fact):
+    """What the job is expected to cost at the provider, before anything is paid; the final fee comes at the end."""
+
+    provider: Address
+    fee_low: Neuron
+    fee_likely: Neuron
+    fee_high: Neuron
+    gas: Neuron
+    """Of all its transactions at today's price, at most."""
+    method: str
+    """`tokenizer`: counted; `bytes`: a range; `unknown`: the dataset was given by its hash."""
+    kind: Literal["cost_estimated"] = "cost_estimated"
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -338,6 +355,7 @@ Event = (
     | DatasetChecked
     | JobQueued
     | ProviderChosen
+    | CostEstimated
     | ProviderFunded
     | ProviderAcknowledged
     | DatasetUploaded

@@ -13,13 +13,17 @@ from zg_async.errors import (
     ProviderUnavailableError,
 )
 from zg_async.jobs.events import (
+    CostEstimated,
+    DatasetChecked,
     DatasetUploaded,
     Event,
     Paid,
     ProviderAcknowledged,
     ProviderFunded,
 )
+from zg_async.jobs.spec import JobSpec
 from zg_async.jobs.work import Work, known, lost_task, terms_of
+from zg_async.managers.ledger import GAS_ACKNOWLEDGE, GAS_DEPOSIT, GAS_TRANSFER
 from zg_async.units import NEURON_PER_0G, format_amount
 from zg_async.wire.provider_api import estimate_fee
 from zg_async.wire.records import (
@@ -107,11 +111,16 @@ async def _foreign_task(work: Work, provider: Address) -> Task | None:
 
 async def fund(work: Work) -> AsyncGenerator[Event, None]:
     """Make the sub-accounts hold what the job needs."""
-    amount = await _needed(work)
+    cost = work.state.estimate
+    if cost is None or cost.provider != work.provider:
+        cost = await estimate_cost(work)
+        yield cost
+    amount = needed(work.spec, cost)
     cap = work.spec.max_spend
-    if cap is not None and amount > int(cap):
+    if cap is not None and amount + cost.gas > int(cap):
         raise LimitError(
-            f"the task may cost up to {format_amount(amount)}, the cap is {format_amount(int(cap))}",
+            f"the task may cost up to {format_amount(amount)}, and {format_amount(cost.gas)} of gas; "
+            f"the cap is {format_amount(int(cap))}",
             hint="Raise max_spend, or set budget to what you expect it to cost",
         )
     if "fine-tuning" not in work.state.funded:
@@ -145,17 +154,32 @@ def first_key(job_id: JobId) -> str:
     return f"{job_id}/{_funding('fine-tuning')}/1"
 
 
-async def _needed(work: Work) -> int:
-    """Return the most the task can cost: every byte a token."""
-    if work.spec.budget is not None:
-        return int(work.spec.budget)
+def needed(spec: JobSpec, cost: CostEstimated) -> int:
+    """Return what the fine-tuning sub-account has to hold."""
+    return int(spec.budget) if spec.budget is not None else cost.fee_high
+
+
+async def estimate_cost(work: Work) -> CostEstimated:
+    """Say what the task will cost by the provider's rule, exactly or as a range, and the gas of the whole job."""
     dataset, terms = work.state.dataset, known(work.state.terms)
+    gas = GAS_DEPOSIT + GAS_TRANSFER * (2 if work.spec.deploy else 1) + 2 * GAS_ACKNOWLEDGE
+    gas *= await work.broker.chain.gas_price()
     if dataset is None:
-        return UNKNOWN_DATASET_BUDGET
+        fee = UNKNOWN_DATASET_BUDGET
+        return CostEstimated(provider=work.provider, fee_low=1, fee_likely=fee, fee_high=fee, gas=gas, method="unknown")
     model = await work.broker.fine_tuning.resolve_model(work.provider, work.spec.model)
-    params = check_training_params(str(work.spec.training_params))
-    tokens = dataset.size + ROW_OVERHEAD_TOKENS * dataset.rows
-    return estimate_fee(tokens, terms.price_per_token, params.num_train_epochs, model)
+    epochs = check_training_params(str(work.spec.training_params)).num_train_epochs
+    low, likely, high = (estimate_fee(tokens, terms.price_per_token, epochs, model) for tokens in token_range(dataset))
+    method = "bytes" if dataset.tokens is None else "tokenizer"
+    return CostEstimated(provider=work.provider, fee_low=low, fee_likely=likely, fee_high=high, gas=gas, method=method)
+
+
+def token_range(dataset: DatasetChecked) -> tuple[int, int, int]:
+    """Return the fewest, likely and most tokens of a dataset: counted, or from its bytes, of which most are text."""
+    if dataset.tokens is not None:
+        count = max(dataset.tokens, 1)
+        return count, count, count
+    return 1, max(dataset.size // 4, 1), dataset.size + ROW_OVERHEAD_TOKENS * dataset.rows
 
 
 async def acknowledge_provider(work: Work) -> AsyncGenerator[Event, None]:

@@ -28,13 +28,17 @@ from zg_async.errors import (
 )
 from zg_async.jobs.driver import Driver, now
 from zg_async.jobs.events import DatasetChecked, Event, JobResumed, JobSubmitted
+from zg_async.jobs.plan import JobPlan, make_plan
+from zg_async.jobs.guardian import Guardian
 from zg_async.jobs.preparing import first_key
 from zg_async.jobs.scheduler import Scheduler
 from zg_async.jobs.spec import JobSpec, check_output, make_output, normalise
 from zg_async.jobs.sqlite import SqliteStore
 from zg_async.jobs.state import JobResult, JobState, JobStatus, apply, fold
 from zg_async.jobs.store import Owner, Store
+from zg_async.jobs.work import Work
 from zg_async.managers.dataset import require_usable
+from zg_async.managers.tokens import count_tokens
 from zg_async.wire.hashing import parse_address
 from zg_async.wire.records import Address, JobId
 
@@ -47,12 +51,13 @@ _log = logging.getLogger("zg_async.jobs")
 class JobRunner:
     """Runs jobs on one broker from one journal. An async context manager; leaving it detaches, jobs resume later."""
 
-    def __init__(self, broker: "Broker", store: Store | None = None) -> None:
+    def __init__(self, broker: "Broker", store: Store | None = None, *, guard: bool = True) -> None:
         """Make a runner; it starts when it is entered.
 
         Args:
             broker: An entered broker with the wallets of the jobs.
             store: The journal; None: a `SqliteStore`, one file per chain and wallet in the broker's state folder.
+            guard: Whether to look after every open task of the broker's wallets, also those that it didn't start.
         """
         self._broker = broker
         self._store: Store = store if store is not None else SqliteStore(folder=broker.state_dir / "jobs")
@@ -60,6 +65,8 @@ class JobRunner:
         self._scheduler = Scheduler()
         self._background = Background()
         self._drivers: dict[JobId, Driver] = {}
+        self._guardian = Guardian(broker, self._store, lambda: tuple(self._drivers.values()), self._start)
+        self._guards = guard
         self._stopped: dict[JobId, ZgError] = {}
         self._failures: dict[JobId, BaseException] = {}
         self._is_open = False
@@ -72,6 +79,8 @@ class JobRunner:
             await self._store.open(Owner(chain_id=chain.chain_id, genesis=chain.genesis_hash, wallets=wallets))
             self._is_open = True
             await self._start_all()
+            if self._guards:
+                self._background.start(self._guardian.run(), name="zg guardian")
         except BaseException:
             await self.aclose()
             raise
@@ -88,6 +97,7 @@ class JobRunner:
         drivers = tuple(self._drivers.values())
         for driver in drivers:
             driver.stop()
+        self._guardian.stopping.cancel()
         with anyio.CancelScope(shield=True):
             for driver in drivers:
                 await driver.ended.wait()
@@ -125,6 +135,25 @@ class JobRunner:
             return self._same(fold(await self._store.read(job_id)), spec)
         self._start(fold(created))
         return JobHandle(self, job_id)
+
+    async def plan(self, spec: JobSpec) -> JobPlan:
+        """Work out all a job would do and cost, as things stand. Sends nothing and records nothing.
+
+        Args:
+            spec: As for `submit`.
+
+        Returns:
+            Its transactions, uploads and costs, and what stands in its way.
+
+        Raises:
+            ConfigError: The specification, dataset or parameters can't be used, or no provider takes it.
+            ProviderUnavailableError: No provider is free, or the named one doesn't answer.
+        """
+        self._require_open()
+        spec, wallet = await self._normalise(spec)
+        checked = None if spec.dataset_root is not None else await self._check_dataset(spec)
+        state = JobState(spec=spec, wallet=wallet, dataset=checked, submitted_at=now(self._clock))
+        return await make_plan(Work(broker=self._broker.using(wallet), state=state, scheduler=self._scheduler))
 
     async def run_job(self, spec: JobSpec) -> JobResult:
         """Submit a job and wait for its result.
@@ -244,12 +273,16 @@ class JobRunner:
     async def _check_dataset(self, spec: JobSpec) -> DatasetChecked:
         report = await self._broker.fine_tuning.check_dataset(spec.dataset)
         require_usable(spec.dataset, report)
+        tokens = None
+        if spec.tokenizer is not None:
+            tokens = (await count_tokens(spec.dataset, tokenizer=spec.tokenizer)).high
         return DatasetChecked(
             keccak256=report.keccak256,
             size=report.size,
             rows=report.rows,
             row_format=report.format.value,
             warnings=tuple(f"row {issue.row}: {issue.message}" for issue in report.warnings[:_MAX_WARNINGS]),
+            tokens=tokens,
         )
 
     # ---- driving

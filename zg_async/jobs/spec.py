@@ -40,12 +40,15 @@ class JobSpec:
     budget: Amount | None = None
     """What to have ready in the fine-tuning sub-account; None: the upper end of the estimate."""
     max_spend: Amount | None = None
-    """Most that the task's fee may be; a task that turns out dearer is cancelled. None: the sub-account's balance."""
+    """Most that may be gone for the job, the task's fee and all gas together. A job that may cost more doesn't start,
+    and a task that turns out dearer is cancelled. None: the sub-account's balance bounds the fee."""
     inference_budget: Amount | None = None
     """What to have ready in the inference sub-account when deploying; None: 2 0G, which the provider asks for."""
     on_unverified: Literal["acknowledge_unverified", "forfeit"] | None = None
     """When the acknowledgement window is about to close without a right copy. None: acknowledge if none could be
     fetched, which keeps the provider usable, and forfeit if one was fetched and is wrong."""
+    tokenizer: str | os.PathLike[str] | None = None
+    """The model's `tokenizer.json`, to know the fee before it is paid; None: the fee is estimated as a range."""
     when_busy: Literal["queue", "fail", "wait_for_free"] = "queue"
     """What to do when other users' tasks are ahead at the provider."""
     name: str | None = None
@@ -94,6 +97,7 @@ def normalise(spec: JobSpec) -> JobSpec:
         dataset=dataset,
         training_params=read_training_params(spec.training_params),
         output_dir=str(Path(spec.output_dir).expanduser().absolute()),
+        tokenizer=None if spec.tokenizer is None else str(Path(spec.tokenizer).expanduser().absolute()),
         budget=_amount("budget", spec.budget),
         max_spend=_amount("max_spend", spec.max_spend),
         inference_budget=_amount("inference_budget", spec.inference_budget),

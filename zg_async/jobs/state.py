@@ -13,6 +13,7 @@ from zg_async.jobs.events import (
     AdapterDeployed,
     CancelRefused,
     CancelRequested,
+    CostEstimated,
     DatasetChecked,
     DatasetUploaded,
     DeliverableAcknowledged,
@@ -101,6 +102,8 @@ class JobState:
     dataset: DatasetChecked | None = None
     provider: Address | None = None
     terms: ProviderChosen | None = None
+    estimate: CostEstimated | None = None
+    """Made before the first payment to the present provider."""
     funded: frozenset[str] = frozenset()
     """Service types whose sub-account holds enough."""
     signer_acknowledged: bool = False
@@ -188,6 +191,8 @@ def _apply(state: JobState, event: Event) -> JobState:  # one arm per event
             return state
         case ProviderChosen():
             return change(provider=event.provider, terms=event, status=_running(state))
+        case CostEstimated():
+            return change(estimate=event)
         case ProviderFunded():
             return change(funded=state.funded | {event.service_type}, paid=_add(state.paid, event.transactions))
         case ProviderAcknowledged():

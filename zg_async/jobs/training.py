@@ -99,13 +99,14 @@ async def train(work: Work) -> AsyncGenerator[Event, None]:
 
 async def _check_fee(work: Work, task: Task) -> None:
     """Cancel a task that turns out dearer than the cap, while the provider still does that."""
-    cap = work.spec.max_spend
-    if cap is None or task.fee <= int(cap) or not task.is_cancellable:
+    cap, gas = work.spec.max_spend, sum(paid.gas for paid in work.state.paid)
+    if cap is None or task.fee + gas <= int(cap) or not task.is_cancellable:
         return
     outcome = await work.broker.fine_tuning.cancel_task(work.provider, task.id)
     if outcome.result is CancelResult.CANCELLED:
         raise LimitError(
-            f"task {task.id} would cost {format_amount(task.fee)}, the cap is {format_amount(int(cap))}: cancelled",
+            f"task {task.id} would cost {format_amount(task.fee)}, with gas {format_amount(task.fee + gas)}; "
+            f"the cap is {format_amount(int(cap))}: cancelled",
             hint="Nothing was charged; raise max_spend to train it",
         )
 

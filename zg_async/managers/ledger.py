@@ -68,6 +68,13 @@ class FundingPlan:
     gas_reserve: int
     """Gas kept back for the wallet's open acknowledgements and one retrieve."""
     wallet_balance: int
+    left: int | None = None
+    """What the ledger has available afterwards; None: there is no ledger."""
+    gas_price: int = 0
+    """Neuron per gas, today."""
+    account_exists: bool = True
+    signer_acknowledged: bool = True
+    """Whether this wallet has acknowledged the provider's signer, or a step does so."""
 
     @property
     def value(self) -> int:
@@ -352,7 +359,9 @@ class LedgerManager:
 
     # ---- funding
 
-    async def plan_funding(self, provider: str, service_type: str, amount: Amount) -> FundingPlan:
+    async def plan_funding(
+        self, provider: str, service_type: str, amount: Amount, *, after: FundingPlan | None = None, check: bool = True
+    ) -> FundingPlan:
         """Work out what it takes until a sub-account can pay an amount. Sends nothing.
 
         The plan keeps back the gas of the wallet's open acknowledgements and of one retrieve.
@@ -361,6 +370,8 @@ class LedgerManager:
             provider: The provider's address.
             service_type: `"fine-tuning"` or `"inference"`.
             amount: What the sub-account has to be able to pay: int of neuron or decimal string of 0G.
+            after: As if this plan, for another sub-account, had been carried out before.
+            check: Whether to raise when the wallet can't pay.
 
         Returns:
             The plan; without steps when there is enough already.
@@ -373,14 +384,16 @@ class LedgerManager:
         limits = await self.get_limits()
         chain, wallet = self._ctx.chain, self._ctx.wallet
         ledger, account = await self._ledger_and_account(address, service_type)
+        available = after.left if after is not None else ledger.available_balance if ledger is not None else None
         missing = max(required - (account.spendable if account else 0), 0)
         if account is None:
             missing = max(missing, limits.min_transfer_amount)
         steps: list[FundingStep] = []
         if missing:
             leaves = missing - min(missing, account.pending_refund if account else 0)
-            deposit = self._deposit_step(leaves, ledger, limits)
+            deposit = self._deposit_step(leaves, available, limits)
             steps = [deposit] if deposit else []
+            available = (available or 0) + (deposit.amount if deposit else 0) - leaves
             transfer = self._contract.transfer_fund(address, name, missing)
             steps.append(FundingStep(name="transfer_fund", call=transfer, amount=missing))
         open_tasks, _ = await chain.call(self._services.fine_tuning.get_accounts_by_user(wallet, 0, _PAGE))
@@ -393,23 +406,27 @@ class LedgerManager:
             steps=tuple(steps),
             gas_cost=price * sum(GAS_TRANSFER if s.name == "transfer_fund" else GAS_DEPOSIT for s in steps),
             gas_reserve=price * (GAS_ACKNOWLEDGE * (len(open_tasks) + 1) + GAS_RETRIEVE),
-            wallet_balance=balance,
+            wallet_balance=balance - (after.value + after.gas_cost if after else 0),
+            left=available,
+            gas_price=price,
+            account_exists=account is not None,
+            signer_acknowledged=bool(steps) or (account is not None and account.acknowledged),
         )
         needed = plan.value + plan.gas_cost + plan.gas_reserve
-        if steps and balance < needed:
+        if check and steps and plan.wallet_balance < needed:
             raise InsufficientGasFundsError(
-                f"{wallet} holds {format_amount(balance)}; this needs {format_amount(plan.value)} to deposit, about "
-                f"{format_amount(plan.gas_cost)} gas, and {format_amount(plan.gas_reserve)} kept for acknowledging "
-                "deliveries and retrieving funds",
-                hint=f"Send at least {format_amount(needed - balance)} to {wallet}",
+                f"{wallet} holds {format_amount(plan.wallet_balance)}; this needs {format_amount(plan.value)} to "
+                f"deposit, about {format_amount(plan.gas_cost)} gas, and {format_amount(plan.gas_reserve)} kept for "
+                "acknowledging deliveries and retrieving funds",
+                hint=f"Send at least {format_amount(needed - plan.wallet_balance)} to {wallet}",
             )
         return plan
 
-    def _deposit_step(self, leaves: int, ledger: Ledger | None, limits: LedgerLimits) -> FundingStep | None:
-        if ledger is None:
+    def _deposit_step(self, leaves: int, available: int | None, limits: LedgerLimits) -> FundingStep | None:
+        if available is None:
             value = max(leaves, limits.min_account_balance)
             return FundingStep(name="add_ledger", call=self._contract.add_ledger("", value=value), amount=value)
-        value = leaves - ledger.available_balance
+        value = leaves - available
         if value <= 0:
             return None
         return FundingStep(name="deposit_fund", call=self._contract.deposit_fund(value=value), amount=value)
