@@ -4,6 +4,7 @@ import json
 import zipfile
 from pathlib import Path
 
+import anyio
 import pytest
 
 from tests.devnet.conftest import DATASET, MODEL, PARAMS, new_key, open_broker
@@ -395,6 +396,33 @@ async def test_a_tampered_download_is_never_acknowledged(broker, provider, task,
     with pytest.raises(HashMismatchError):
         await broker.fine_tuning.acknowledge_deliverable(provider, task, verified=good)
     assert await broker.chain.transaction_count(broker.address) == sent
+
+
+async def test_a_delivery_on_chain_is_waited_for_when_its_provider_still_calls_it_delivering(
+    devnet, broker, provider, task, tmp_path
+):
+    devnet.control("settings", provider=0, delivered_lag=3)
+    try:
+        while True:
+            try:
+                await broker.fine_tuning.get_deliverable(provider, task)
+                break
+            except DeliverableNotFoundError:
+                await anyio.sleep(0.1)
+        seen = await broker.fine_tuning.get_task(provider, task)
+        model = await broker.fine_tuning.download_lora_from_tee(provider, task, tmp_path / "model")
+    finally:
+        devnet.control("settings", provider=0, delivered_lag=0)
+    assert seen.progress is TaskProgress.DELIVERING
+    assert Path(model.path).is_file()
+
+
+async def test_a_delivery_whose_provider_lost_the_task_says_so_at_once(devnet, broker, provider, task, tmp_path):
+    await delivered(broker, provider, task)
+    devnet.control("restart", provider=0)
+    with pytest.raises(ProviderRejectedError, match="not ready for download") as caught:
+        await broker.fine_tuning.download_lora_from_tee(provider, task, tmp_path / "model")
+    assert "lost the task" in caught.value.hint
 
 
 @pytest.mark.goal("DEL-07")

@@ -47,6 +47,7 @@ class Delivery:
         except PreviousDeliverableNotAcknowledgedError as error:
             raise StepError("previous deliverable not acknowledged", final=True) from error
         task.deliver_time = int(node.now())
+        await node.clock.sleep(node.settings.delivered_lag)
 
     async def _store(self, path: Path) -> bytes:
         """Put the encrypted model into 0G Storage, where there is one; return its root."""

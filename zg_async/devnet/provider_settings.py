@@ -65,6 +65,8 @@ class Settings:
     """Which hash of the encrypted file goes on chain."""
     train_seconds: float = 0.0
     """The least time a training takes."""
+    delivered_lag: float = 0.0
+    """Seconds from the delivery's transaction until the provider says Delivered; real ones wait for the receipt."""
     legacy_quote: bool = True
     """What `GET /v1/quote` without a parameter gives; false was the default of a few builds."""
     quote_signature: bool = True

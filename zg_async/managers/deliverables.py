@@ -8,7 +8,7 @@ import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final
 
 import anyio
 
@@ -17,16 +17,22 @@ from zg_async.errors import (
     ConfigError,
     KeyNotReleasedError,
     LostKeyError,
+    ProviderRejectedError,
+    ProviderUnavailableError,
     TaskFailedError,
 )
 from zg_async.managers import delivery
 from zg_async.managers.context import Context
+from zg_async.managers.model_sources import Method, check_method, fetch_model
+from zg_async.managers.open_tasks import OpenTasks, read_open_tasks
 from zg_async.managers.provider_client import ProviderClient
 from zg_async.managers.task_changes import TaskChange, TaskStateChanged
 from zg_async.managers.watch import LogFollow, TaskWatch, WatchHub
 from zg_async.wire import provider_api, signing
 from zg_async.wire.hashing import hex0x, parse_address
 from zg_async.wire.records import (
+    DOWNLOADABLE,
+    TERMINAL,
     Address,
     Deliverable,
     DownloadedModel,
@@ -37,10 +43,14 @@ from zg_async.wire.records import (
     TaskProgress,
 )
 
-DownloadMethod = Literal["auto", "tee"]
+DownloadMethod = Method
 
 _log = logging.getLogger("zg_async.fine_tuning")
 _ORDER: Final = tuple(TaskProgress)
+_NOT_READY: Final = 409
+_LOOKS: Final = 60
+_PAUSE: Final = 2.0
+"""Seconds between looks at a task that is on chain and not yet served."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +65,8 @@ class Acknowledgement:
     """Whether bytes on disk were checked against the chain's hash."""
     pending: tuple[TaskId, ...]
     """Deliveries of this provider that were waiting for acknowledgement."""
+    download: DownloadedModel | None = None
+    """The checked file: its source, why that, and how long each source took."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -160,6 +172,14 @@ class Deliverables:
         address = parse_address(provider, what="provider")
         return LogFollow(self._hub, self._ctx.wallet, address, TaskId(task_id), offset=offset)
 
+    async def list_open_tasks(self) -> OpenTasks:
+        """List this wallet's unfinished tasks and unacknowledged deliveries at all providers.
+
+        Returns:
+            What chain and providers know; providers that don't answer are named.
+        """
+        return await read_open_tasks(self._ctx)
+
     # ---- deliverable
 
     async def get_delivery_terms(self) -> DeliveryTerms:
@@ -205,9 +225,68 @@ class Deliverables:
             digest = signing.eip191_hash(signing.model_download_hash(deliverable.id, timestamp))
             return provider_api.download_body(signing.signature_hex(await signer.sign_hash(digest)), timestamp)
 
+        try:
+            return await delivery.download_model(client, signer.address, deliverable, path, body)
+        except ProviderRejectedError as refused:
+            if refused.status != _NOT_READY:
+                raise
+            await self._wait_served(client, deliverable.id, refused)
         return await delivery.download_model(client, signer.address, deliverable, path, body)
 
-    download_model = download_lora_from_tee
+    async def _wait_served(self, client: ProviderClient, task_id: TaskId, refused: ProviderRejectedError) -> None:
+        """Wait until the provider calls a task delivered, too: the chain tells of it a moment earlier."""
+        for _ in range(_LOOKS):
+            task = await client.get_task(self._ctx.wallet, task_id)
+            if task.progress in DOWNLOADABLE:
+                return
+            if task.progress in TERMINAL:
+                refused.hint = "Its delivery is on chain, but the provider has lost the task: ask who runs it"
+                raise refused
+            await self._ctx.clock.sleep(_PAUSE)
+        raise ProviderUnavailableError(
+            f"{client.provider} has put task {task_id} on chain, but doesn't serve it",
+            hint="Download it later, before the acknowledgement window closes",
+            provider=client.provider,
+        ) from refused
+
+    async def download_model(
+        self,
+        provider: str,
+        task_id: str,
+        output_path: str | os.PathLike[str],
+        download_method: DownloadMethod = "auto",
+    ) -> DownloadedModel:
+        """Download an encrypted model from the best source there is and check it against the hash on chain.
+
+        Args:
+            provider: The provider's address.
+            task_id: Which task.
+            output_path: A file, or a folder.
+            download_method: `"0g-storage"`, `"tee"` (the provider), or `"auto"`: 0G Storage first, then the provider.
+
+        Returns:
+            The file; `source`, `attempts` and `fallback_reason` say where it came from, why, and how long each took.
+
+        Raises:
+            HashMismatchError: The bytes aren't what the chain says; they are removed.
+            DeliverableNotFoundError: Nothing was delivered.
+            StorageError: Only 0G Storage was asked for, and it hasn't got it.
+        """
+        check_method(download_method)
+        if download_method == "tee":
+            return await self.download_lora_from_tee(provider, task_id, output_path)
+        deliverable = await self.get_deliverable(provider, task_id)
+        path = Path(output_path)
+        if await anyio.Path(path).is_dir():
+            path = path / f"lora_model_{deliverable.id}.zip"
+        return await fetch_model(
+            download_method,
+            deliverable,
+            path,
+            storage=self._ctx.storage,
+            from_tee=lambda target: self.download_lora_from_tee(provider, task_id, target),
+            clock=self._ctx.clock,
+        )
 
     async def acknowledge_deliverable(
         self,
@@ -273,16 +352,18 @@ class Deliverables:
             provider_address: The provider's address.
             task_id: Which task.
             data_path: Where the encrypted model goes: a file, or a folder.
-            download_method: `"tee"` from the provider; `"auto"` takes the best source there is.
+            download_method: `"0g-storage"`, `"tee"` (the provider), or `"auto"`: 0G Storage first, then the provider.
             key: Names the effect in the outbox.
+
+        Returns:
+            The transaction and the checked file, with the reason for its source.
 
         Raises:
             HashMismatchError: The bytes aren't what the chain says. Nothing was acknowledged.
         """
-        if download_method not in ("auto", "tee"):
-            raise ConfigError(f"unknown download method {download_method!r}", hint='It is "auto" or "tee"')
-        model = await self.download_lora_from_tee(provider_address, task_id, data_path)
-        return await self.acknowledge_deliverable(provider_address, task_id, verified=model, key=key)
+        model = await self.download_model(provider_address, task_id, data_path, download_method)
+        done = await self.acknowledge_deliverable(provider_address, task_id, verified=model, key=key)
+        return dataclasses.replace(done, download=model)
 
     async def wait_key(self, provider: str, task_id: str) -> Deliverable:
         """Wait until the provider has settled an acknowledged delivery and so released its key.
