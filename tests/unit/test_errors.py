@@ -18,7 +18,14 @@ from zg_async.wire.provider_api import rejected
 
 PACKAGE = pathlib.Path(zg_async.__file__).parent
 ADDRESS = "0x" + "11" * 20
-JOB = {"model": "m", "dataset": "d.jsonl", "training_params": {}, "output_dir": "out"}
+PARAMS = {
+    "neftune_noise_alpha": 5,
+    "num_train_epochs": 1,
+    "per_device_train_batch_size": 2,
+    "learning_rate": 0.0002,
+    "max_steps": 3,
+}
+JOB = {"model": "m", "dataset": "d.jsonl", "training_params": PARAMS, "output_dir": "out"}
 
 # class: (code, retryable, parent). A line that changes breaks somebody's program.
 TREE = """
