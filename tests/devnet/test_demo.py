@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-COMMAND = [sys.executable, "-c", "from zg_async.cli import entry; entry()", "demo"]
+COMMAND = [sys.executable, "-c", "from zg_async.cli.entry import entry; entry()", "demo"]
 ADAPTER = {"adapter_config.json", "adapter_model.safetensors", "zg_job.json"}
 PARAMS = {
     "neftune_noise_alpha": 0,
