@@ -21,6 +21,8 @@ from zg_async.devnet.inference_auth import Sessions
 from zg_async.devnet.inference_fees import FeeBook
 from zg_async.devnet.inference_http import Limits, RefusedError, hidden, json_object, json_reply, read_body
 from zg_async.devnet.inference_lora import Adapters
+from zg_async.devnet.inference_media import MEDIA_PATHS, ImageJobs, fields_of
+from zg_async.devnet.inference_media import answer as media_answer
 from zg_async.devnet.inference_settings import InferenceChain, InferenceSettings
 from zg_async.devnet.model import Adapter, base_model, prompt_text
 from zg_async.units import format_amount
@@ -77,9 +79,10 @@ class Signatures:
         self._clock = clock
         self._kept: OrderedDict[str, tuple[float, dict[str, str]]] = OrderedDict()
 
-    def sign(self, response_id: str, request: bytes, response: bytes) -> None:
-        """Sign a request and its response, exactly these bytes."""
-        text = f"{hashlib.sha256(request).hexdigest()}:{hashlib.sha256(response).hexdigest()}"
+    def sign(self, response_id: str, request: bytes, *response: bytes) -> None:
+        """Sign a request and its response, exactly these bytes; of images each one."""
+        parts = ",".join(hashlib.sha256(part).hexdigest() for part in response)
+        text = f"{hashlib.sha256(request).hexdigest()}:{parts}"
         key = hashlib.sha256(self._key).digest() if self._settings.strikes("bad_signature") else self._key
         value = {
             "text": text,
@@ -131,12 +134,17 @@ class ChatRoutes:
         self._settings = settings
         self._clock = clock
         self._on_low_balance = on_low_balance
+        self._jobs = ImageJobs(settings, clock)
         self._strikes: dict[Address, list[float]] = {}
         self._blocked: dict[Address, float] = {}
 
     def routes(self) -> list[web.RouteDef]:
         """Return the routes."""
-        return [web.route("*", "/v1/proxy/{path:.*}", self._proxy)]
+        return [
+            web.route("*", "/v1/proxy/{path:.*}", self._proxy),
+            web.post("/v1/async/{path:images/(?:generations|edits)}", self._submit_job),
+            web.get("/v1/async/jobs/{job_id}", self._get_job),
+        ]
 
     async def _proxy(self, request: web.Request) -> web.StreamResponse:
         path = request.match_info["path"].strip("/")
@@ -145,19 +153,23 @@ class ChatRoutes:
             return json_reply(self._signatures.get(path.removeprefix("signature/")))
         if request.method == "GET" and path == "attestation/report":
             raise hidden(501)
-        if request.method != "POST" or path != "chat/completions":
+        is_media = self._settings.media and path in MEDIA_PATHS
+        if request.method != "POST" or (path != "chat/completions" and not is_media):
             raise _refused("check route", "endpoint not supported")
         with self._limits.running():
-            return await self._chat(request)
+            return await (self._media(request, path) if is_media else self._chat(request))
 
     # --- checks, in the order of section 5.3 ---
 
-    async def _chat(self, request: web.Request) -> web.StreamResponse:
-        raw = await read_body(request)
+    async def _user(self, request: web.Request) -> Address:
         try:
-            user = await self._sessions.user(request.headers.get("Authorization", ""))
+            return await self._sessions.user(request.headers.get("Authorization", ""))
         except InvalidTokenError as error:
             raise _refused("validate session", str(error)) from None
+
+    async def _chat(self, request: web.Request) -> web.StreamResponse:
+        raw = await read_body(request)
+        user = await self._user(request)
         with self._limits.running_for(user):
             self._check_block(user)
             body = json_object(raw)
@@ -216,6 +228,52 @@ class ChatRoutes:
             self._blocked[user] = now + _BLOCK_SECONDS
         raise _refused("check model", f"model not supported: requested {name}, serving {self._model()}")
 
+    # --- images and speech ---
+
+    async def _media(self, request: web.Request, path: str) -> web.Response:
+        raw = await read_body(request)
+        user = await self._user(request)
+        with self._limits.running_for(user):
+            self._check_block(user)
+            fields = fields_of(path, raw, request.headers.get("Content-Type", ""))
+            service = await self._check_account(user)
+            self._check_model(user, fields.get("model"))
+            if self._settings.strikes("error_503"):
+                raise hidden(503)
+            made = media_answer(path, fields, self._clock.now())
+            response_id = str(uuid.uuid4())
+            fee = made.inputs * service.input_price + made.outputs * service.output_price
+            self._fees.charge(user, response_id, fee)
+            self._signatures.sign(response_id, raw, *made.signed_parts)
+            headers = {"ZG-Res-Key": response_id, "Content-Type": "application/json"}
+            body = made.body
+            if self._settings.strikes("tamper"):
+                body = body.replace(b'"b64_json":"iVBORw0KGgo', b'"b64_json":"iVBORw0KGgp').replace(b"A rec", b"No rec")
+            return web.Response(body=body, headers=headers)
+
+    async def _submit_job(self, request: web.Request) -> web.Response:
+        raw, path = await read_body(request), request.match_info["path"]
+        user = await self._user(request)
+        if not self._settings.async_images:
+            raise RefusedError("async processing is not enabled", 503)
+        if not raw:
+            raise RefusedError("request body is empty")
+        fields = fields_of(path, raw, request.headers.get("Content-Type", ""))
+        return self._jobs.submit(user, raw, media_answer(path, fields, self._clock.now()))
+
+    async def _get_job(self, request: web.Request) -> web.Response:
+        user = await self._user(request)
+        if not self._settings.async_images:
+            raise RefusedError("async processing is not enabled", 503)
+        state, job = self._jobs.get(user, request.match_info["job_id"])
+        headers: dict[str, str] = {}
+        if state["status"] in ("pending", "processing"):
+            headers["Retry-After"] = "5"
+        if job is not None:
+            headers["ZG-Res-Key"] = response_id = str(uuid.uuid4())
+            self._signatures.sign(response_id, job.request, *job.answer.signed_parts)
+        return json_reply(state, 200, headers)
+
     # --- the answer ---
 
     async def _forward(
@@ -239,7 +297,9 @@ class ChatRoutes:
             self._signatures.sign(response_id, *self._old_bytes(body, answer, response_id))
         else:
             self._signatures.sign(response_id, raw, whole)
-        headers = {"ZG-Res-Key": response_id}
+        headers = {} if self._settings.no_response_key else {"ZG-Res-Key": response_id}
+        if self._settings.strikes("tamper"):
+            pieces, whole = [_tampered(piece) for piece in pieces], _tampered(whole)
         if not pieces:
             headers["Content-Type"] = "application/json"
             return web.Response(body=whole, headers=headers)
@@ -304,6 +364,11 @@ class ChatRoutes:
         except ConnectionResetError:
             pass
         return response
+
+
+def _tampered(body: bytes) -> bytes:
+    """Change an answer so that it stays readable."""
+    return body.replace(b'"content":"', b'"content":"!').replace(b'"finish_reason":"length"', b'"finish_reason":"stop"')
 
 
 def _refused(step: str, cause: str) -> RefusedError:

@@ -16,7 +16,7 @@ from zg_async.wire.strict_json import BadJsonError, decode_json
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 MAX_BODY: Final = 32 * 2**20
-_LIMITED_PER_IP: Final = ("/v1/quote", "/v1/models", "/v1/user/")
+_LIMITED_PER_IP: Final = ("/v1/quote", "/v1/models", "/v1/user/", "/v1/async/")
 _PUBLIC_RATE: Final = (10.0, 20.0)
 _PROXY_RATE: Final = (15.0, 20.0)
 

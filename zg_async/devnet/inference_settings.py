@@ -68,6 +68,19 @@ class InferenceSettings:
     """End this many streams before their last chunks; -1: all."""
     stream_delay: float = 0.0
     """Between two chunks of a stream."""
+    tamper: int = 0
+    """Change this many answers after they are signed; -1: all."""
+    no_response_key: bool = False
+    """Leave the header out that names an answer's signature."""
+
+    media: bool = True
+    """Serve images, image edits and speech beside chat."""
+    async_images: bool = True
+    """Take image jobs; else answer 503."""
+    job_delay: float = 0.0
+    """How long an image job takes, half of it pending."""
+    fail_job: int = 0
+    """Let this many image jobs fail; -1: all."""
 
     def strikes(self, name: str) -> bool:
         """Tell whether a counted switch is on, and count it down."""

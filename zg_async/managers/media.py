@@ -159,8 +159,8 @@ class InferenceMedia(InferenceChat):
         text = value.get("text")
         if not isinstance(text, str):
             raise ProviderReplyError("the provider's transcript has no text", provider=service.provider)
-        counts = billing.count_usage(service.service_type, value.get("usage"))
-        fee = billing.fee_of_counts(service, counts)
+        counts = billing.count_usage("speech-to-text", value.get("usage"))
+        fee = counts.inputs * service.input_price + counts.outputs * service.output_price
         self._charge(service.provider, None, fee)
         hashes = (hashlib.sha256(body).hexdigest(),)
         proof = await self._require_proof(service, key or _id(value), request.sha256, hashes, verify)
