@@ -365,6 +365,7 @@ async def test_parameters_with_an_exponent_are_written_out_or_refused(broker, pr
 
 
 @pytest.mark.goal("DEL-05")
+@pytest.mark.goal("TSK-01", part="ack deadline")
 async def test_one_call_brings_a_delivery_to_its_end_and_goes_on_where_it_was(broker, provider, task, tmp_path):
     change = await delivered(broker, provider, task)
     window = ack_window(await broker.fine_tuning.get_locked_time())

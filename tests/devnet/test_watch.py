@@ -127,6 +127,7 @@ async def test_an_expired_cursor_yields_one_resync_with_the_full_state(broker, p
 
 
 @pytest.mark.goal("WAT-05")
+@pytest.mark.goal("WAT-03", part="log bytes")
 async def test_a_log_is_followed_once_over_cuts_and_truncation_and_never_ends_early(
     devnet, broker, provider, task, faults
 ):

@@ -8,12 +8,13 @@ from typing import Any
 import cyclopts
 
 from zg_async import __version__
-from zg_async.cli import demo, devnet
+from zg_async.cli import dataset, demo, devnet
 from zg_async.cli.render import error_line, exit_code
 from zg_async.errors import ZgError
 
 app = cyclopts.App(name="zg", help="Fine-tune and chat on the 0G Compute Network.", version=__version__)
 app.command(devnet.app)
+app.command(dataset.app)
 app.command(demo.demo, name="demo")
 
 

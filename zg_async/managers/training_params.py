@@ -9,6 +9,13 @@ from zg_async.errors import ConfigError
 from zg_async.transport.files import SourceFile, shown
 from zg_async.wire.rows import check_training_params
 
+
+class RawParams(str):
+    """JSON text that goes to the provider as it is, unchecked: for a provider with other rules than today's."""
+
+    __slots__ = ()
+
+
 TrainingParamsSource = str | os.PathLike[str] | Mapping[str, object]
 _LIMIT: Final = 64 * 1024
 
@@ -21,12 +28,14 @@ def read_training_params(source: TrainingParamsSource) -> str:
 
     Returns:
         JSON text as the provider takes it: a file's or text's own spelling is kept, a mapping is written without
-        exponents.
+        exponents, `RawParams` are not touched.
 
     Raises:
         TrainingParamsError: A parameter is missing, unknown or out of range.
         ConfigError: The file can't be read.
     """
+    if isinstance(source, RawParams):
+        return str(source)
     if isinstance(source, Mapping):
         return check_training_params(source).to_json()
     text = source if isinstance(source, str) and source.lstrip().startswith("{") else _read(Path(source).expanduser())
