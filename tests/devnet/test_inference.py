@@ -208,3 +208,27 @@ async def test_chat_waits_while_the_adapter_warms_up_and_never_on_what_is_final(
         with pytest.raises(AdapterError, match="owner"):
             await other.inference.lora.chat(provider, name, "Hello")
     assert PARAMS
+
+
+@pytest.mark.goal("ADP-04", part="on the devnet")
+@pytest.mark.parametrize("switches", [{"load_delay": 0.3}])
+async def test_an_adapter_streams_while_it_warms_up_and_comes_back_after_it_was_put_aside(
+    broker, provider, adapter, inference
+):
+    lora = broker.inference.lora
+    with anyio.fail_after(20):
+        while not await lora.list_adapters(provider):
+            await anyio.sleep(0.05)
+    name = await lora.resolve_adapter_name(provider, MODEL, adapter)
+    turns = [{"role": "user", "content": "Name the colour of box 1."}]
+    async with lora.chat_stream(provider, name, turns, max_tokens=6) as stream:
+        text = "".join([delta.content async for delta in stream])
+        answer = await stream.answer()
+    assert (answer.model, answer.content, answer.proof.is_verified) == (name, text, True)
+    inference(offload_after=0.05)
+    with anyio.fail_after(20):
+        while (await lora.get_adapter_status(provider, name)).state is not AdapterState.OFFLOADED:
+            await anyio.sleep(0.05)
+    inference(offload_after=0.0, restore_delay=0.2)
+    assert (await lora.restore(provider, name)).state is AdapterState.ACTIVE
+    assert (await lora.chat(provider, name, turns, max_tokens=6)).content == text

@@ -14,13 +14,14 @@ LAYERS = [
     ["managers"],
     ["broker"],
     ["jobs"],
+    ["serve"],
     ["cli"],
 ]
 DOORS = {
     "web3": {"transport/rpc.py"},
     "tenacity": {"transport/retry.py"},
     "eth_account": {"transport/signer.py", "transport/keystore.py"},
-    "aiohttp": {"transport/http.py", "transport/answers.py", "transport/egress.py", "transport/rpc.py"},
+    "aiohttp": {"transport/http.py", "transport/answers.py", "transport/egress.py", "transport/rpc.py", "serve/"},
     "sqlite3": {"transport/sqlite_outbox.py", "transport/outbox.py", "jobs/sqlite.py"},
     "asyncio": {"background.py", "cli/main.py"},
     "cyclopts": {"cli/"},

@@ -1,0 +1,1 @@
+"""Local servers: an OpenAI-compatible proxy in front of one provider or several."""
