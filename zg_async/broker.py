@@ -123,14 +123,16 @@ class Broker:
         """Bind the managers to a wallet; `create_broker` is the way to make one."""
         self._shared = shared
         self._signer = signer
+        self.storage = StorageManager(shared.chain, shared.storage, signer, shared.storage_settings)
         self._context = Context(
             chain=shared.chain,
             http=shared.http,
             services=shared.services,
             clock=shared.clock,
             signer=signer,
+            storage=self.storage,
+            state_dir=shared.state_dir,
         )
-        self.storage = StorageManager(shared.chain, shared.storage, signer, shared.storage_settings)
         self.ledger = LedgerManager(self._context)
         self.fine_tuning = FineTuningManager(self._context, shared.hub)
         keys = FileKeyBook(shared.state_dir / "api-keys" / str(shared.network.chain_id))

@@ -25,6 +25,7 @@ from zg_async.transport.limiter import UNLIMITED
 from zg_async.transport.transfer import Progress
 from zg_async.wire.envelope import encrypt_model
 from zg_async.wire.hashing import Keccak256, keccak256
+from zg_async.wire.merkle import MerkleHasher
 from zg_async.wire.records import Deliverable, TaskId
 from zg_async.wire.signing import recover_address, sign_digest
 
@@ -128,18 +129,16 @@ async def test_a_download_with_the_hash_on_chain_gets_its_name(clock, tmp_path, 
     assert (model.matched, model.root_hash, model.size) == ("keccak256", "0x" + root.hex(), len(content))
 
 
-async def test_a_storage_root_on_chain_is_checked_when_there_is_a_hasher_for_it(clock, tmp_path, content):
-    class Root(Keccak256):
-        def digest(self):
-            return super().digest()[::-1]
-
-    root = keccak256(content)[::-1]
+async def test_a_storage_root_on_chain_is_checked_unless_nobody_can_compute_it(clock, tmp_path, content):
+    hasher = MerkleHasher()
+    hasher.update(content)
+    root = hasher.digest()
     async with serving(Lora(content)) as base, http_of(clock) as http:
         c = client(http, base)
         with pytest.raises(HashMismatchError, match="0G Storage"):
-            await download_model(c, USER, deliverable(root), tmp_path / "m", body)
-        model = await download_model(c, USER, deliverable(root), tmp_path / "m", body, storage_root=Root)
-    assert model.matched == "storage_root"
+            await download_model(c, USER, deliverable(root), tmp_path / "m", body, storage_root=None)
+        model = await download_model(c, USER, deliverable(root), tmp_path / "m", body)
+    assert (model.matched, model.root_hash) == ("storage_root", "0x" + root.hex())
 
 
 @pytest.mark.goal("DEL-02", part="a tampered download")

@@ -1,6 +1,7 @@
 """What every manager of one wallet works with."""
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -8,6 +9,9 @@ import anyio
 from zg_async.clock import Clock
 from zg_async.errors import ConfigError
 from zg_async.managers.services import ServiceDirectory
+from zg_async.managers.storage import StorageManager
+from zg_async.managers.verification import Verifier
+from zg_async.managers.verification_record import Kind
 from zg_async.transport.chain import Chain
 from zg_async.transport.http import Http
 from zg_async.transport.signer import DecryptionKey, Signer, decryption_key
@@ -24,6 +28,12 @@ class Context:
     services: ServiceDirectory
     clock: Clock
     signer: Signer | None = None
+    storage: StorageManager | None = None
+    state_dir: Path | None = None
+    """Where this user's small books lie; None: nothing is kept."""
+    verifier: Verifier | None = None
+    verified_only: bool = False
+    """Whether nothing is paid, sent or acknowledged to providers that aren't verified."""
     funding: anyio.Lock = dataclasses.field(default_factory=anyio.Lock)
     """Held while a funding plan is made and carried out, so that two don't spend the same balance."""
 
@@ -47,6 +57,26 @@ class Context:
                 "this needs a wallet, and the broker is read-only", hint="Pass private_key= to create_broker"
             )
         return self.signer
+
+    def require_verifier(self) -> Verifier:
+        """Return what verifies providers.
+
+        Raises:
+            ConfigError: There is none.
+        """
+        if self.verifier is None:
+            raise ConfigError("providers can't be verified here", hint="Make the broker with create_broker")
+        return self.verifier
+
+    async def require_verified_provider(self, provider: str, kind: Kind) -> None:
+        """Do nothing, unless only verified providers will do; then make sure that this one is.
+
+        Raises:
+            AttestationError: It isn't.
+            ConfigError: The extra `tee` isn't installed.
+        """
+        if self.verified_only:
+            await self.require_verifier().require(kind, provider)
 
     def require_key(self) -> DecryptionKey:
         """Return the key that opens wrapped file keys.

@@ -21,6 +21,7 @@ from zg_async.transport.transfer import Downloaded, Progress
 from zg_async.transport.unzip import Archive
 from zg_async.wire.envelope import MODEL_CHUNK, ModelDecryptor, plain_size
 from zg_async.wire.hashing import Keccak256, hex0x
+from zg_async.wire.merkle import MerkleHasher
 from zg_async.wire.records import Address, Deliverable, DownloadedModel, RootHash
 
 KECCAK256: Final = "keccak256"
@@ -28,6 +29,14 @@ STORAGE_ROOT: Final = "storage_root"
 _ROOT: Final = re.compile(r"0x([0-9a-f]{64})")
 _BATCH: Final = 16
 _END: Final = object()
+
+
+class StorageRootHasher(MerkleHasher):
+    """Computes a file's 0G Storage root; an empty file has none."""
+
+    def digest(self) -> bytes:
+        """Return the root of what was fed so far."""
+        return super().digest() if self.size else b""
 
 
 def roots_of(model_root_hash: bytes) -> frozenset[bytes]:
@@ -70,7 +79,7 @@ async def download_model(
     body: Callable[[], Awaitable[object]],
     *,
     progress: Progress | None = None,
-    storage_root: HasherFactory | None = None,
+    storage_root: HasherFactory | None = StorageRootHasher,
 ) -> DownloadedModel:
     """Fetch an encrypted model and check it against the hash on chain; what is there already isn't fetched again.
 
@@ -116,7 +125,7 @@ async def download_model(
 
 
 async def check_file(
-    path: str | os.PathLike[str], deliverable: Deliverable, *, storage_root: HasherFactory | None = None
+    path: str | os.PathLike[str], deliverable: Deliverable, *, storage_root: HasherFactory | None = StorageRootHasher
 ) -> DownloadedModel:
     """Check a file on disk against the hash on chain.
 

@@ -27,10 +27,20 @@ from zg_async.errors import (
     UnfinishedTaskError,
     ZgError,
 )
-from zg_async.managers.dataset import check_dataset, upload_dataset
+from zg_async.managers.dataset import check_dataset, require_usable, upload_dataset
+from zg_async.managers.dataset_sources import (
+    DatasetBook,
+    ProvidedDataset,
+    check_gas_price,
+    provide_dataset,
+    store_dataset,
+)
 from zg_async.managers.deliverables import Deliverables
+from zg_async.managers.model_sources import Method
 from zg_async.managers.tokens import TokenCount, count_tokens
 from zg_async.managers.training_params import TrainingParamsSource, read_training_params
+from zg_async.managers.verification import OnLog
+from zg_async.managers.verification_record import ServiceVerification
 from zg_async.text import printable
 from zg_async.units import format_amount
 from zg_async.wire import provider_api, signing
@@ -46,11 +56,13 @@ from zg_async.wire.records import (
     Model,
     ModelCatalogue,
     Receipt,
+    RootHash,
     Task,
     TaskId,
     UploadedDataset,
 )
 from zg_async.wire.rows import DatasetReport
+from zg_async.wire.storage_records import FetchedFile
 
 TaskPolicy = Literal["queue", "fail", "wait_for_free"]
 
@@ -214,6 +226,34 @@ class FineTuningManager(Deliverables):
             expected_signer=service.tee_signer_address,
         )
 
+    async def verify_service(
+        self,
+        provider_address: str,
+        output_dir: str | os.PathLike[str] | None = ".",
+        on_log: OnLog | None = None,
+        *,
+        accept_changes: bool = False,
+    ) -> ServiceVerification:
+        """Verify a provider's TEE: every check by itself, the quote's signature included. Sends nothing else.
+
+        Args:
+            provider_address: The provider's address.
+            output_dir: Gets the report as it came (`fine_tuning_attestation_report.json`) and
+                `verification_<provider>_<time>.json`, which `recheck_report` checks again offline. None: no files.
+            on_log: Called with a line for each step and check.
+            accept_changes: Take over what differs from the last time it was verified.
+
+        Returns:
+            The checks. `verified` needs all mandatory ones; without the extra `tee` it is never true. A failed check
+            isn't raised.
+
+        Raises:
+            ServiceNotFoundError: The provider is not registered.
+            ProviderUnavailableError: It doesn't answer.
+        """
+        verifier = self._ctx.require_verifier()
+        return await verifier.verify("fine-tuning", provider_address, output_dir, on_log, accept_changes=accept_changes)
+
     async def acknowledge_provider_signer(self, provider_address: str, *, key: str | None = None) -> Receipt | None:
         """Check a provider's quote and acknowledge its TEE signer on chain.
 
@@ -228,6 +268,7 @@ class FineTuningManager(Deliverables):
             AccountNotFoundError: No sub-account yet: `ledger.transfer_fund` first.
             AttestationError: The quote fails a check, or the contract's owner has not approved the signer.
         """
+        await self._ctx.require_verified_provider(provider_address, "fine-tuning")
         account = await self.get_account(provider_address)
         service = await self._service(provider_address, fresh=True)
         if not service.tee_signer_acknowledged:
@@ -334,13 +375,15 @@ class FineTuningManager(Deliverables):
         return max((await self.count_tokens(dataset_path, tokenizer=tokenizer)).high, 1)
 
     async def upload_dataset_to_tee(
-        self, provider_address: str, dataset_path: str | os.PathLike[str]
+        self, provider_address: str, dataset_path: str | os.PathLike[str], *, reuse: bool = False
     ) -> UploadedDataset:
         """Check a dataset and send it into a provider's TEE.
 
         Args:
             provider_address: The provider's address.
             dataset_path: A JSONL file of at most 100 MiB.
+            reuse: Don't send it again when this wallet sent the same bytes to this provider not long ago: it keeps
+                them for three days.
 
         Returns:
             Its hash, equal on both sides.
@@ -350,6 +393,7 @@ class FineTuningManager(Deliverables):
             HashMismatchError: The provider reports another hash than the file has.
         """
         signer = self._ctx.require_signer()
+        await self._ctx.require_verified_provider(provider_address, "fine-tuning")
         client = await self._client_of(provider_address)
 
         async def fields() -> Mapping[str, str]:
@@ -358,7 +402,95 @@ class FineTuningManager(Deliverables):
             signature = signing.signature_hex(await signer.sign_hash(digest))
             return {"signature": signature, "timestamp": str(timestamp)}
 
-        return await upload_dataset(client, signer.address, dataset_path, fields)
+        book = DatasetBook(self._ctx.state_dir, genesis=self._ctx.chain.genesis_hash, clock=self._ctx.clock)
+        if reuse:
+            report = await check_dataset(dataset_path)
+            require_usable(Path(dataset_path), report)
+            if await book.has(signer.address, client.provider, report.keccak256):
+                return UploadedDataset(dataset_hash=RootHash(report.keccak256), size=report.size, reused=True)
+        uploaded = await upload_dataset(client, signer.address, dataset_path, fields)
+        await book.note(signer.address, client.provider, uploaded.dataset_hash)
+        return uploaded
+
+    async def provide_dataset(
+        self,
+        provider_address: str,
+        dataset_path: str | os.PathLike[str],
+        method: Method = "auto",
+        *,
+        public: bool = False,
+        reuse: bool = True,
+        key: str | None = None,
+    ) -> ProvidedDataset:
+        """Bring a dataset to where a provider finds it: 0G Storage first, then the provider's TEE; or as asked.
+
+        Args:
+            provider_address: The provider's address.
+            dataset_path: A JSONL file.
+            method: `"auto"`, `"0g-storage"` or `"tee"`.
+            public: Agree that everybody can read it for ever: needed for 0G Storage on a public network. Without,
+                `"auto"` takes the TEE.
+            reuse: Don't send again what the provider was sent not long ago.
+            key: Names a payment in the outbox.
+
+        Returns:
+            The hash a task names, the way taken, how long each took, and why not the first.
+
+        Raises:
+            DatasetError: No provider would train on it. Nothing was sent.
+            ConfigError: Only 0G Storage was asked for, without consent.
+        """
+        return await provide_dataset(
+            method,
+            Path(dataset_path),
+            storage=self._ctx.storage,
+            public=public,
+            to_tee=lambda: self.upload_dataset_to_tee(provider_address, dataset_path, reuse=reuse),
+            clock=self._ctx.clock,
+            key=key,
+        )
+
+    async def upload_dataset(
+        self,
+        data_path: str | os.PathLike[str],
+        gas_price: int | None = None,
+        max_gas_price: int | None = None,
+        *,
+        public: bool = False,
+        key: str | None = None,
+    ) -> RootHash:
+        """Check a dataset and put it into 0G Storage.
+
+        Args:
+            data_path: A JSONL file.
+            gas_price: Neuron per gas the caller expects: nothing is sent when it is more. The fee policy sets it.
+            max_gas_price: Neuron per gas above which nothing is sent; None: the broker's cap.
+            public: Agree that everybody can read it for ever: needed on a public network.
+            key: Names the payment in the outbox.
+
+        Returns:
+            Its storage root, which a task can name as its dataset.
+
+        Raises:
+            DatasetError: No provider would train on it. Nothing was sent.
+            ConfigError: No consent to publish it, or no storage on this network.
+            FeeCapError: Gas costs more than `max_gas_price`.
+            StorageError: It can't be stored.
+        """
+        await check_gas_price(self._ctx.chain, gas_price, max_gas_price)
+        stored = await store_dataset(self._ctx.storage, Path(data_path), public=public, key=key)
+        return stored.dataset_hash
+
+    async def download_dataset(self, data_path: str | os.PathLike[str], data_root: str) -> FetchedFile:
+        """Fetch a dataset from 0G Storage; see `broker.storage.download`.
+
+        Args:
+            data_path: Where it goes; nothing is overwritten.
+            data_root: Its storage root.
+        """
+        if self._ctx.storage is None:
+            raise ConfigError("this network has no 0G Storage")
+        return await self._ctx.storage.download(data_root, data_path)
 
     # ---- tasks
 
@@ -426,6 +558,7 @@ class FineTuningManager(Deliverables):
         """
         self._ctx.require_key()
         signer = self._ctx.require_signer()
+        await self._ctx.require_verified_provider(provider_address, "fine-tuning")
         params = await anyio.to_thread.run_sync(read_training_params, training_path)
         model = await self.resolve_model(provider_address, pre_trained_model_name)
         preflight = await self.check_task(provider_address, params)

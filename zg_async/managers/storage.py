@@ -41,6 +41,11 @@ class StorageManager:
         return self._storage.indexer_url
 
     @property
+    def is_known(self) -> bool:
+        """Whether an indexer or nodes are known at all."""
+        return bool(self._storage.urls)
+
+    @property
     def is_public(self) -> bool:
         """Whether what is stored can be read by everybody, for ever. False only on a network of this machine."""
         hosts = [URL(url).raw_host or "" for url in self._storage.urls]

@@ -7,7 +7,7 @@ schema/task.go.
 import datetime as dt
 import enum
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final, NewType
 
 if TYPE_CHECKING:
@@ -421,6 +421,8 @@ class UploadedDataset:
     """keccak256 of the file's bytes, equal on both sides."""
     size: int
     message: str = ""
+    reused: bool = False
+    """Whether the provider had it already, so that nothing was sent."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -435,6 +437,28 @@ class DownloadedModel:
     """`"keccak256"` or `"storage_root"`."""
     source: str
     """`"tee"` or `"0g-storage"`."""
+    attempts: tuple["SourceAttempt", ...] = ()
+    """The sources tried, in order; the last one is `source`."""
+
+    @property
+    def fallback_reason(self) -> str:
+        """Why it isn't from the first source; empty when it is."""
+        return self.attempts[0].reason if len(self.attempts) > 1 else ""
+
+    def tried(self, attempts: tuple["SourceAttempt", ...]) -> "DownloadedModel":
+        """Return it with what was tried for it."""
+        return replace(self, attempts=attempts)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourceAttempt:
+    """A source that was tried."""
+
+    source: str
+    """`"tee"` or `"0g-storage"`."""
+    seconds: float
+    reason: str = ""
+    """Why it didn't do; empty when it did."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
