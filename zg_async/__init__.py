@@ -101,6 +101,7 @@ _HOMES = {
     "zg_async.managers.training_params": ("RawParams",),
     "zg_async.managers.watch": ("LogFollow", "PollPolicy", "TaskWatch"),
     "zg_async.networks": ("NETWORKS", "Network", "get_network"),
+    "zg_async.transport.budget": ("FirstTransfer", "SpendLimits"),
     "zg_async.transport.fees": ("FeePolicy",),
     "zg_async.transport.http": ("HttpSettings",),
     "zg_async.transport.limiter": ("ProviderLimits",),
@@ -257,6 +258,8 @@ if TYPE_CHECKING:
     from zg_async.networks import NETWORKS as NETWORKS
     from zg_async.networks import Network as Network
     from zg_async.networks import get_network as get_network
+    from zg_async.transport.budget import FirstTransfer as FirstTransfer
+    from zg_async.transport.budget import SpendLimits as SpendLimits
     from zg_async.transport.fees import FeePolicy as FeePolicy
     from zg_async.transport.http import HttpSettings as HttpSettings
     from zg_async.transport.limiter import ProviderLimits as ProviderLimits

@@ -23,6 +23,7 @@ from zg_async.networks import Network, get_network
 from zg_async.paths import state_dir as default_state_dir
 from zg_async.text import hidden
 from zg_async.transport.chain import Chain
+from zg_async.transport.budget import SpendLimits
 from zg_async.transport.fees import FeePolicy
 from zg_async.transport.guard import network_guard
 from zg_async.transport.http import Http, HttpSettings
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
 CONTRACTS: Final = ("ledger", "inference", "fine_tuning", "flow")
 Key = str | bytes
 
+_MAINNET: Final = 16661
 
 class _Shared:
     """What belongs to the network and not to a wallet: session, limiters, log reader, block watcher, pollers."""
@@ -201,6 +203,11 @@ class Broker:
         return tuple(self._shared.signers)
 
     def using(self, wallet: str) -> "Broker":
+    @property
+    def requires_cap(self) -> bool:
+        """Whether a job here has to bring its own cap: coins are real, and no limit is set for jobs or days."""
+        return self.network.chain_id == _MAINNET and not self._shared.chain.budget.limits.is_capped
+
         """Return the view of one of its wallets. It needs no closing.
 
         Args:
@@ -259,6 +266,7 @@ def create_broker(
         fees: Caps and rules for transaction fees.
         polling: How often providers are asked.
         inference: How inference providers are talked to: proof of answers, requests at a time, automatic funding.
+    limits: SpendLimits | None = None,
         indexer_url: The 0G Storage indexer instead of the network's.
         storage_nodes: URLs of storage nodes to use instead of asking an indexer.
         storage: Replicas, fragments, price cap and patience of storage.
@@ -283,6 +291,8 @@ def create_broker(
     for one in signers.values():
         if isinstance(one, LocalSigner):
             one.arm(guard)
+        limits: What may be spent, per call, job and day. None: what you call for yourself isn't limited, and jobs,
+            which run unattended, only start on mainnet with a `max_spend` of their own.
     settings = http or HttpSettings()
     settings = dataclasses.replace(settings, allow_hosts=(*settings.allow_hosts, *record.allow_hosts, *allow_hosts))
     time = clock or SystemClock()
@@ -291,7 +301,15 @@ def create_broker(
     if outbox is None and signers:
         outbox = SqliteOutbox(folder / "outbox.sqlite")
     rpc = Rpc(record.rpc_url or "", http=client, clock=time)
-    chain = Chain(record, rpc, outbox=outbox, signers=tuple(signers.values()), fees=fees or FeePolicy(), clock=time)
+    chain = Chain(
+        record,
+        rpc,
+        outbox=outbox,
+        signers=tuple(signers.values()),
+        fees=fees or FeePolicy(),
+        limits=limits,
+        clock=time,
+    )
     chosen = storage or StorageSettings()
     store = Storage(chain, client, clock=time, indexer_url=indexer_url, nodes=storage_nodes, settings=chosen)
     shared = _Shared(record, client, chain, time, signers, polling, folder, store, chosen, inference)

@@ -34,6 +34,7 @@ from zg_async.managers.dataset import check_dataset
 from zg_async.managers.deliverables import DeliveryTerms
 from zg_async.managers.open_tasks import OpenTask, OpenTasks
 from zg_async.managers.task_changes import TaskSettled, TaskStateChanged
+from zg_async.transport.budget import Budget
 from zg_async.wire.hashing import hex0x, keccak256
 from zg_async.wire.records import (
     AdapterState,
@@ -106,6 +107,7 @@ class World:
         self.folder = folder
         self.clock = FakeClock()
         self.outbox: dict[str, Row] = {}
+        self.charges: dict[str, int] = {}
         self.transactions: list[str] = []
         self.ledger: int | None = None
         self.accounts: dict[tuple[str, str], int] = {}
@@ -335,6 +337,7 @@ class Broker:
         self.address = WALLET
         self.wallets = (WALLET,)
         self.can_decrypt = True
+        self.requires_cap = False
         self.clock = world.clock
         self.state_dir = world.folder / "state"
         self.chain = FakeChain(process)
@@ -353,6 +356,10 @@ class FakeChain:
 
     def __init__(self, process: Process) -> None:
         self.process, self.world = process, process.world
+        self.budget = Budget(None, self.world.clock)
+
+    async def charge(self, key: str, amount: int, *, wallet: str, settled: bool = False) -> None:
+        self.world.charges[key] = amount
 
     async def gas_price(self) -> int:
         return 1
@@ -370,9 +377,6 @@ class FakeChain:
         if row.reverted:
             raise ContractRevertedError(f"{row.name} reverted", tx_hash=receipt.tx_hash)
         return receipt
-
-    async def gas_price(self) -> int:
-        return 1
 
     async def balance(self, address: str) -> int:
         return self.world.balance

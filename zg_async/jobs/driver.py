@@ -27,6 +27,7 @@ from zg_async.jobs.scheduler import Scheduler
 from zg_async.jobs.stages import next_stage
 from zg_async.jobs.state import JobState, apply, fold
 from zg_async.jobs.store import Store
+from zg_async.jobs.training import charge
 from zg_async.jobs.window import window_of
 from zg_async.jobs.work import Stage, Work
 
@@ -171,6 +172,7 @@ class Driver:
         await self.commit(
             JobSucceeded(
                 adapter_path=result.adapter_path,
+        await charge(self.work, result.fee, settled=True)
                 adapter_name=result.adapter_name,
                 fee=result.fee,
                 gas=result.gas,

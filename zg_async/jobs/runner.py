@@ -28,8 +28,8 @@ from zg_async.errors import (
 )
 from zg_async.jobs.driver import Driver, now
 from zg_async.jobs.events import DatasetChecked, Event, JobResumed, JobSubmitted
-from zg_async.jobs.plan import JobPlan, make_plan
 from zg_async.jobs.guardian import Guardian
+from zg_async.jobs.plan import JobPlan, make_plan
 from zg_async.jobs.preparing import first_key
 from zg_async.jobs.scheduler import Scheduler
 from zg_async.jobs.spec import JobSpec, check_output, make_output, normalise
@@ -79,8 +79,6 @@ class JobRunner:
             await self._store.open(Owner(chain_id=chain.chain_id, genesis=chain.genesis_hash, wallets=wallets))
             self._is_open = True
             await self._start_all()
-            if self._guards:
-                self._background.start(self._guardian.run(), name="zg guardian")
         except BaseException:
             await self.aclose()
             raise
@@ -125,6 +123,7 @@ class JobRunner:
         job_id = self._job_id(spec, wallet)
         if events := await self._store.read(job_id):
             return self._same(fold(events), spec)
+        self._require_cap(spec)
         checked = await self._check(spec)
         suspect = spec.key is not None and (self._store.was_reconciled or await self._left_traces(job_id, wallet))
         submitted = JobSubmitted(spec=spec, wallet=wallet, suspect=suspect)
@@ -292,14 +291,21 @@ class JobRunner:
             if self._store.damage is not None:
                 _log.error("the journal is damaged: %s; no job runs until it is reconciled", self._store.damage)
             return
-        states = [state for state in await self.list_jobs() if not state.status.is_terminal]
+        known = await self.list_jobs()
+        for state in known:
+            self._cap(state)
+        states = [state for state in known if not state.status.is_terminal]
         for state in sorted(states, key=lambda s: not s.has_open_task):  # who has a task, has the turn
             self._start(state)
+        if self._guards:
+            self._guards = False  # one is enough
+            self._background.start(self._guardian.run(), name="zg guardian")
 
     def _start(self, state: JobState) -> None:
         if state.status.is_terminal or state.job_id in self._drivers or not self._is_open:
             return
         self._stopped.pop(state.job_id, None)
+        self._cap(state)
         try:
             driver = Driver(self._broker, self._store, self._scheduler, state)
         except JournalError as error:
@@ -307,6 +313,19 @@ class JobRunner:
             return
         self._drivers[state.job_id] = driver
         self._background.start(self._drive(driver), name=f"zg job {state.job_id}")
+
+    def _cap(self, state: JobState) -> None:
+        """Tell the place where money leaves what this job may cost."""
+        if (spec := state.spec) is not None:
+            cap, batch_cap = ((None if a is None else int(a)) for a in (spec.max_spend, spec.batch_max_spend))
+            self._broker.chain.budget.cap_job(state.job_id, cap, batch=spec.batch, batch_cap=batch_cap)
+
+    def _require_cap(self, spec: JobSpec) -> None:
+        if self._broker.requires_cap and spec.max_spend is None and spec.batch_max_spend is None:
+            raise ConfigError(
+                "a job runs unattended, and nothing bounds what it may spend",
+                hint='Give it max_spend="0.5", or create the broker with limits=SpendLimits(per_job="0.5")',
+            )
 
     async def _drive(self, driver: Driver) -> None:
         try:

@@ -13,7 +13,7 @@ from zg_async.managers.training_params import read_training_params
 from zg_async.units import Amount, parse_amount
 
 _ROOT: Final = re.compile(r"0x[0-9a-fA-F]{64}")
-_AMOUNTS: Final = ("budget", "max_spend", "inference_budget")
+_AMOUNTS: Final = ("budget", "max_spend", "inference_budget", "batch_max_spend")
 _MAX_KEY: Final = 200
 
 
@@ -47,6 +47,10 @@ class JobSpec:
     on_unverified: Literal["acknowledge_unverified", "forfeit"] | None = None
     """When the acknowledgement window is about to close without a right copy. None: acknowledge if none could be
     fetched, which keeps the provider usable, and forfeit if one was fetched and is wrong."""
+    batch: str | None = None
+    """Name of the batch it belongs to; jobs of one batch share `batch_max_spend`."""
+    batch_max_spend: Amount | None = None
+    """Most that may be gone for all jobs of the batch together; the same in each of them."""
     tokenizer: str | os.PathLike[str] | None = None
     """The model's `tokenizer.json`, to know the fee before it is paid; None: the fee is estimated as a range."""
     when_busy: Literal["queue", "fail", "wait_for_free"] = "queue"
@@ -103,6 +107,7 @@ def normalise(spec: JobSpec) -> JobSpec:
         inference_budget=_amount("inference_budget", spec.inference_budget),
         labels=dict(spec.labels),
     )
+        batch_max_spend=_amount("batch_max_spend", spec.batch_max_spend),
 
 
 def _amount(name: str, amount: Amount | None) -> int | None:

@@ -19,6 +19,7 @@ from zg_async.jobs.events import (
     TaskProgressed,
     TaskRequested,
 )
+from zg_async.jobs.preparing import estimate_cost, needed
 from zg_async.jobs.work import Work, check_terms, known, lost_task
 from zg_async.managers.task_changes import TaskStateChanged
 from zg_async.text import printable
@@ -47,6 +48,8 @@ async def create_task(work: Work) -> AsyncGenerator[Event, None]:
         return
     await check_terms(work)
     if nonce is None:
+        cost = await estimate_cost(work) if work.state.estimate is None else work.state.estimate
+        await charge(work, needed(work.spec, cost))
         nonce = await tuning.next_request_nonce(work.provider)
         yield TaskRequested(request_nonce=nonce)
     elif (await tuning.get_account(work.provider)).account_nonce >= nonce:
@@ -64,6 +67,11 @@ async def create_task(work: Work) -> AsyncGenerator[Event, None]:
             request_nonce=nonce,
         )
     )
+
+
+async def charge(work: Work, fee: int, *, settled: bool = False) -> None:
+    """Count the task's fee where all money is counted: the most it can be, then what it is."""
+    await work.broker.chain.charge(f"{work.state.job_id}/fee", fee, wallet=work.wallet, settled=settled)
 
 
 async def train(work: Work) -> AsyncGenerator[Event, None]:
@@ -86,6 +94,7 @@ async def train(work: Work) -> AsyncGenerator[Event, None]:
         try:
             root = (await tuning.get_deliverable(work.provider, work.task_id)).model_root_hash
         except DeliverableNotFoundError:
+            await charge(work, 0, settled=True)
             raise await _task_failed(work) from None
     terms = await tuning.get_delivery_terms()
     yield TaskDelivered(
@@ -99,14 +108,24 @@ async def train(work: Work) -> AsyncGenerator[Event, None]:
 
 async def _check_fee(work: Work, task: Task) -> None:
     """Cancel a task that turns out dearer than the cap, while the provider still does that."""
-    cap, gas = work.spec.max_spend, sum(paid.gas for paid in work.state.paid)
-    if cap is None or task.fee + gas <= int(cap) or not task.is_cancellable:
+    if not task.fee:
         return
+    cap, gas = work.spec.max_spend, sum(paid.gas for paid in work.state.paid)
+    try:
+        await charge(work, task.fee)
+        if cap is None or task.fee + gas <= int(cap) or not task.is_cancellable:
+            return
+        why = f"with gas {format_amount(task.fee + gas)}; the cap is {format_amount(int(cap))}"
+    except LimitError as error:
+        why = error.message
+        if not task.is_cancellable:
+            await charge(work, task.fee, settled=True)
+            return
     outcome = await work.broker.fine_tuning.cancel_task(work.provider, task.id)
     if outcome.result is CancelResult.CANCELLED:
+        await charge(work, 0, settled=True)
         raise LimitError(
-            f"task {task.id} would cost {format_amount(task.fee)}, with gas {format_amount(task.fee + gas)}; "
-            f"the cap is {format_amount(int(cap))}: cancelled",
+            f"task {task.id} would cost {format_amount(task.fee)}, {why}: cancelled",
             hint="Nothing was charged; raise max_spend to train it",
         )
 
@@ -146,6 +165,7 @@ async def cancel(work: Work) -> AsyncGenerator[Event, None]:
         return
     outcome = await tuning.cancel_task(work.provider, work.task_id)
     if outcome.result is CancelResult.CANCELLED:
+        await charge(work, 0, settled=True)
         yield JobCancelled(reason=outcome.message)
     else:
         yield CancelRefused(reason=outcome.message)

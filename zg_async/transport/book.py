@@ -11,6 +11,7 @@ chain id and nonces from 0 again. Its entries are append-only and hash-chained:
     replaced    somebody else's transaction took the nonce, for good. Only now may the key be signed again
     found       a transaction of this wallet that the book doesn't hold was seen on the chain
     claimed     such a transaction turned out to be a key's own, lost with a part of the book
+    charge      what a task may cost, or has cost, at a provider: counted with the rest; the newest of a key stands
     loss        a part of the lane is missing: nothing may be signed
     reconciled  what the chain knows has been taken in: it may
 
@@ -25,7 +26,8 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
 from zg_async.errors import JournalError
-from zg_async.transport.rows import Entry, Found, Inclusion, LaneId, Loss, Row, RowStatus, Version
+from zg_async.transport.budget import Totals, money_of, money_of_row
+from zg_async.transport.rows import Entry, Found, Inclusion, LaneId, Loss, Money, Row, RowStatus, Version
 from zg_async.transport.transaction import intent_digest
 from zg_async.wire.records import Address, TxHash
 
@@ -62,6 +64,12 @@ class LaneBook:
         self.next_nonce = 0
         """One above the highest nonce ever signed here."""
         self.found: dict[int, Found] = {}
+        self.totals = getattr(self, "totals", Totals())
+        self.totals.clear()
+        self.payees: set[Address] = set()
+        """Providers that got a transfer."""
+        self.charges: dict[str, tuple[float, int]] = {}
+        """Key to time and amount in neuron."""
         self._rows: dict[tuple[str, int], Row] = {}
         self._latest: dict[str, Row] = {}
         self._hashes: dict[str, tuple[str, int]] = {}
@@ -143,6 +151,10 @@ class LaneBook:
         kind = entry["kind"]
         if kind in ("found", "loss", "reconciled"):
             return
+        if kind == "charge":
+            if entry["height"] != self.height + 1:
+                raise Misfit
+            return
         if self.loss is not None and kind in ("signed", "version") and not entry.get("filler"):
             raise JournalError(
                 f"a part of the outbox is lost: {self.loss.reason}",
@@ -185,12 +197,26 @@ class LaneBook:
                 self.loss = Loss(reason=entry["reason"], next_nonce=entry["next_nonce"])
             case "reconciled":
                 self.loss = None
+            case "charge":
+                self._charge(entry["key"], float(entry["at"]), int(entry["amount"]))
             case _:
                 row = self._rows[entry["key"], entry["attempt"]]
                 self._put(_CHANGES[entry["kind"]](row, entry))
 
+    def _charge(self, key: str, at: float, amount: int) -> None:
+        if (old := self.charges.get(key)) is not None:
+            self.totals.add(key, old[0], Money(gone=old[1]), -1)
+            at = old[0] if amount <= old[1] else at
+        self.charges[key] = (at, amount)
+        self.totals.add(key, at, Money(gone=amount))
+
     def _put(self, row: Row) -> None:
         place = (row.key, row.attempt)
+        if (old := self._rows.get(place)) is not None:
+            self.totals.add(old.key, old.at, money_of_row(old), -1)
+        self.totals.add(row.key, row.at, money_of_row(row))
+        if row.payee is not None and row.status in (RowStatus.SIGNED, RowStatus.MINED):
+            self.payees.add(row.payee)
         self._rows[place] = self._latest[row.key] = row
         self._hashes.update((tx_hash, place) for tx_hash in row.hashes)
         self.next_nonce = max(self.next_nonce, row.account_nonce + 1)
@@ -216,6 +242,7 @@ def _version(fields: Mapping[str, Any]) -> Version:
 def _signed_row(entry: Entry) -> Row:
     to, data, value = Address(entry["to"]), bytes.fromhex(entry["data"]), int(entry["value"])
     version = _version(entry["version"])
+    money, payee = money_of(entry["name"], data, value)
     return Row(
         key=entry["key"],
         attempt=entry["attempt"],
@@ -229,6 +256,8 @@ def _signed_row(entry: Entry) -> Row:
         versions=(version,),
         status=RowStatus.SIGNED,
         at=version.signed_at,
+        money=money,
+        payee=payee,
     )
 
 
@@ -237,6 +266,7 @@ def _claimed_row(entry: Entry, found: Found) -> Row:
     version = Version(
         tx_hash=found.tx_hash, raw=b"", max_fee_per_gas=0, max_priority_fee_per_gas=0, signed_at=entry["at"]
     )
+    money, payee = money_of(entry["name"], data, value)
     return Row(
         key=entry["key"],
         attempt=entry["attempt"],
@@ -250,6 +280,8 @@ def _claimed_row(entry: Entry, found: Found) -> Row:
         versions=(version,),
         status=RowStatus.SIGNED,
         at=entry["at"],
+        money=money,
+        payee=payee,
     )
 
 

@@ -21,6 +21,7 @@ from zg_async.errors import (
     ZgError,
 )
 from zg_async.networks import Network
+from zg_async.transport.budget import Budget, SpendLimits
 from zg_async.transport.fees import FeePolicy
 from zg_async.transport.guard import Guard, network_guard
 from zg_async.transport.heads import Block, BlockWatcher, ReceiptPoll, parse_block
@@ -65,6 +66,7 @@ class Chain:
         signers: Sequence[Signer] = (),
         fees: FeePolicy | None = None,
         guard: Guard | None = None,
+        limits: SpendLimits | None = None,
         clock: Clock,
     ) -> None:
         """Prepare; nothing is asked until `open`.
@@ -76,11 +78,13 @@ class Chain:
             signers: The wallets; `add_wallet` adds more.
             fees: Caps and patience.
             guard: What may be signed; None: what this package sends to the network's contracts.
+            limits: What may be spent; None: only what a job itself is capped at.
             clock: The source of time.
         """
         self.network = network
         self.rpc = rpc
         self.fees = fees or FeePolicy()
+        self.budget = Budget(limits, clock)
         self._guard = guard or network_guard(network, self.fees)
         self._outbox: Outbox = outbox or MemoryOutbox()
         self._clock = clock
@@ -403,6 +407,23 @@ class Chain:
         lane = await self._lane(wallet)
         return lane.book.spent(since)
 
+    async def charge(self, key: str, amount: int, *, wallet: str, settled: bool = False) -> None:
+        """Count what a task may cost, or has cost, at a provider, durably, with all else that is spent.
+
+        Without any limit nothing is recorded.
+
+        Args:
+            key: The effect's name, `<job>/fee`; the newest amount stands.
+            amount: Neuron: the most it can be before it is known, then what it is.
+            wallet: Who pays.
+            settled: It is gone already, so no limit can refuse it.
+
+        Raises:
+            LimitError: It would break a limit. Nothing was recorded.
+        """
+        if self.budget.is_set:
+            await (await self._lane(wallet)).charge(key, amount, settled=settled)
+
     async def accept_loss(self, wallet: str) -> None:
         """Let a wallet sign again whose outbox lost a part, on the user's word that nothing of it will be repeated."""
         lane = await self._lane(wallet)
@@ -425,19 +446,24 @@ class Chain:
             raise ConfigError(f"there is no key for the wallet {address}", hint="Give it to create_broker")
         await self.open()
         async with self._opening:
-            if address not in self._lanes:
-                lane = LaneId(self.chain_id, self._genesis or "", address)
-                parts = LaneParts(
-                    rpc=self.rpc,
-                    outbox=self._outbox,
-                    guard=self._guard,
-                    fees=self.fees,
-                    clock=self._clock,
-                    watcher=self.heads,
-                    confirmations=self.network.confirmations,
-                )
-                self._lanes[address] = await open_lane(parts, lane, signer)
+            counted = self._signers if self.budget.is_set else (address,)
+            for one in [one for one in counted if one not in self._lanes]:
+                await self._open_lane(one)
         return self._lanes[address]
+
+    async def _open_lane(self, address: Address) -> None:
+        lane = LaneId(self.chain_id, self._genesis or "", address)
+        parts = LaneParts(
+            rpc=self.rpc,
+            outbox=self._outbox,
+            guard=self._guard,
+            fees=self.fees,
+            clock=self._clock,
+            watcher=self.heads,
+            confirmations=self.network.confirmations,
+            budget=self.budget,
+        )
+        self._lanes[address] = await open_lane(parts, lane, self._signers[address])
 
 
 def _decoded(call: Call[Any], answer: Any) -> Any:

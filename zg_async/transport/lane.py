@@ -35,6 +35,7 @@ from zg_async.errors import (
     ZgError,
 )
 from zg_async.transport.book import LaneBook
+from zg_async.transport.budget import Budget, money_of
 from zg_async.transport.fees import FeePolicy
 from zg_async.transport.guard import Guard
 from zg_async.transport.heads import BlockWatcher
@@ -43,7 +44,7 @@ from zg_async.transport.outbox import Outbox
 from zg_async.transport.quotes import Quote, check_money, quote
 from zg_async.transport.receipts import parse_receipt, receipt_of
 from zg_async.transport.recovery import find_missing, reconcile
-from zg_async.transport.rows import LaneId, Row, RowStatus, claimed_entry, signed_entry
+from zg_async.transport.rows import LaneId, Money, Row, RowStatus, charge_entry, claimed_entry, signed_entry
 from zg_async.transport.rpc import Ask, Rpc
 from zg_async.transport.rpc_errors import SendFault, send_fault
 from zg_async.transport.signer import Signer
@@ -70,6 +71,7 @@ class LaneParts:
     clock: Clock
     watcher: BlockWatcher
     confirmations: int
+    budget: Budget
 
 
 class Lane:
@@ -81,6 +83,7 @@ class Lane:
         self.id = lane
         self.signer = signer
         self.book = book
+        parts.budget.watch(lane.address, book.totals)
         self.monitor = Monitor(self)
         self._lock = anyio.Lock()
         self._gate = anyio.Lock()
@@ -109,6 +112,7 @@ class Lane:
         """
         row = self._known(await self._refreshed(), call, key)
         if row is None or row.status is RowStatus.REPLACED:
+            await self.parts.budget.require_consent(call, self.wallet, self.book.payees)
             async with self._admitted():
                 row = await self._sign(call, key, named, await self.quote(call))
         if row.status is RowStatus.SIGNED:
@@ -213,11 +217,32 @@ class Lane:
             max_fee_per_gas=price.fees.max_fee_per_gas,
             max_priority_fee_per_gas=price.fees.max_priority_fee_per_gas,
         )
-        signed = await self.signed(transaction)
-        entry = signed_entry(
-            transaction, signed, key=key, attempt=self._attempt(key), name=call.name, at=parts.clock.now()
-        )
-        return await parts.outbox.append(self.id, [entry])
+        money, _ = money_of(call.name, call.data, call.value)
+        with parts.budget.hold(key, money.plus(Money(gone=price.gas * price.fees.max_fee_per_gas))):
+            signed = await self.signed(transaction)
+            entry = signed_entry(
+                transaction, signed, key=key, attempt=self._attempt(key), name=call.name, at=parts.clock.now()
+            )
+            return await parts.outbox.append(self.id, [entry])
+
+    async def charge(self, key: str, amount: int, *, settled: bool) -> None:
+        """Count what a task may cost, or has cost, against the limits; the newest amount of a key stands.
+
+        Raises:
+            LimitError: More than before, and it would break a limit. Nothing was recorded.
+        """
+        parts = self.parts
+        for _ in range(_RACES):
+            book = await self._refreshed()
+            before = book.charges.get(key, (0.0, 0))[1]
+            if before == amount:
+                return
+            free = settled or amount < before
+            with contextlib.nullcontext() if free else parts.budget.hold(key, Money(gone=amount - before)):
+                entry = charge_entry(key=key, amount=amount, at=parts.clock.now(), height=book.height + 1)
+                if await parts.outbox.append(self.id, [entry]):
+                    return
+        raise JournalError(f"the outbox of {self.wallet} is too busy to record what a task costs")
 
     async def signed(self, transaction: Transaction) -> SignedTransaction:
         """Sign what the guard lets pass, whatever signer it is."""

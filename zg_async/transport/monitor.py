@@ -12,12 +12,22 @@ from typing import TYPE_CHECKING, Any, Final
 
 import anyio
 
-from zg_async.errors import ChainError, ZgError
+from zg_async.errors import ChainError, LimitError, ZgError
 from zg_async.transport.fees import Fees, bump
 from zg_async.transport.heads import Block
 from zg_async.transport.receipts import parse_inclusion
 from zg_async.transport.recovery import locate
-from zg_async.transport.rows import Entry, Found, Inclusion, Row, found_entry, mark_entry, mined_entry, version_entry
+from zg_async.transport.rows import (
+    Entry,
+    Found,
+    Inclusion,
+    Money,
+    Row,
+    found_entry,
+    mark_entry,
+    mined_entry,
+    version_entry,
+)
 from zg_async.transport.rpc import Ask, quantity
 from zg_async.transport.rpc_errors import SendFault
 from zg_async.transport.transaction import Transaction
@@ -238,8 +248,16 @@ class Monitor:
             max_fee_per_gas=fees.max_fee_per_gas,
             max_priority_fee_per_gas=fees.max_priority_fee_per_gas,
         )
-        signed = await self._lane.signed(transaction)
-        if await parts.outbox.append(self._lane.id, [version_entry(row, transaction, signed, at=parts.clock.now())]):
+        more = row.gas * (fees.max_fee_per_gas - max(version.max_fee_per_gas for version in row.versions))
+        try:
+            with parts.budget.hold(row.key, Money(gone=max(more, 0))):
+                signed = await self._lane.signed(transaction)
+                entry = version_entry(row, transaction, signed, at=parts.clock.now())
+                is_new = await parts.outbox.append(self._lane.id, [entry])
+        except LimitError as error:
+            care.refusal = error.message
+            return False
+        if is_new:
             _log.info("%s (nonce %d): fee raised to %d", row.name, row.account_nonce, fees.max_fee_per_gas)
             await self._resend(self._lane.book.current(row))
         return True

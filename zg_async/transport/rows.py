@@ -3,7 +3,7 @@
 import dataclasses
 import enum
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final, NamedTuple
 
 from zg_async.transport.transaction import SignedTransaction, Transaction
 from zg_async.wire.records import Address, TxHash
@@ -22,6 +22,24 @@ class LaneId:
 
     def __str__(self) -> str:
         return f"{self.chain_id}-{self.genesis_hash[2:18]}-{self.address[2:].lower()}"
+
+
+class Money(NamedTuple):
+    """Neuron by what becomes of them."""
+
+    gone: int = 0
+    """Doesn't come back."""
+    deposited: int = 0
+    """From the wallet into the ledger."""
+    transferred: int = 0
+    """From the ledger to a sub-account."""
+
+    def plus(self, other: "Money", sign: int = 1) -> "Money":
+        """Return the sum, or with sign -1 the difference."""
+        return Money(*(a + sign * b for a, b in zip(self, other, strict=True)))
+
+
+NOTHING: Final = Money()
 
 
 class RowStatus(enum.StrEnum):
@@ -79,6 +97,10 @@ class Row:
     final: bool = False
     replaced_by: TxHash | None = None
     at: float
+    money: Money = NOTHING
+    """What it does with money, gas apart."""
+    payee: Address | None = None
+    """The provider that gets a transfer."""
 
     @property
     def tx_hash(self) -> TxHash:
@@ -210,6 +232,11 @@ def claimed_entry(
         "value": str(value),
         "at": at,
     }
+
+
+def charge_entry(*, key: str, amount: int, at: float, height: int) -> Entry:
+    """Write a `charge` entry; it fits only at its height, so that programs don't pass a limit together."""
+    return {"kind": "charge", "key": key, "amount": str(amount), "at": at, "height": height}
 
 
 def _version_fields(transaction: Transaction, signed: SignedTransaction, at: float) -> dict[str, Any]:
