@@ -87,6 +87,7 @@ _HOMES = {
     "zg_async.managers.ledger": ("FundingPlan", "FundingStep"),
     "zg_async.managers.media": ("ImageAnswer", "ImageJob", "ImageJobStatus", "Transcript"),
     "zg_async.managers.services": ("LedgerLimits",),
+    "zg_async.managers.retrieving": ("Retrieval",),
     "zg_async.managers.task_changes": (
         "AckDeadlineNear",
         "DeliveredProviderLostState",
@@ -245,6 +246,7 @@ if TYPE_CHECKING:
     from zg_async.managers.task_changes import AckDeadlineNear as AckDeadlineNear
     from zg_async.managers.task_changes import DeliveredProviderLostState as DeliveredProviderLostState
     from zg_async.managers.task_changes import TaskChange as TaskChange
+    from zg_async.managers.retrieving import Retrieval as Retrieval
     from zg_async.managers.task_changes import TaskLogAppended as TaskLogAppended
     from zg_async.managers.task_changes import TaskSettled as TaskSettled
     from zg_async.managers.task_changes import TaskStateChanged as TaskStateChanged

@@ -5,6 +5,7 @@ Rules and limits: 0g-serving-contract contracts/ledger/LedgerManager.sol.
 
 import dataclasses
 import datetime as dt
+import logging
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -13,9 +14,11 @@ from zg_async.errors import (
     InsufficientGasFundsError,
     LedgerNotFoundError,
     LimitError,
+    UnfinishedTaskError,
     ZgError,
 )
 from zg_async.managers.context import Context
+from zg_async.managers.retrieving import OpenTasks, Retrieval, open_pairs, standing
 from zg_async.managers.services import LedgerLimits, ServiceType
 from zg_async.units import Amount, format_amount, parse_amount
 from zg_async.wire.contracts import Call
@@ -30,6 +33,7 @@ from zg_async.wire.records import (
     Receipt,
 )
 
+_log = logging.getLogger("zg_async.ledger")
 _PAGE: Final = 50
 MAX_OPEN_REFUNDS: Final = 5
 """Live refunds a sub-account can hold (FineTuningAccount.sol)."""
@@ -310,7 +314,12 @@ class LedgerManager:
         return await self._ctx.write(self._contract.transfer_fund(address, name, value), key=key)
 
     async def retrieve_fund(
-        self, service_type: str, providers: Sequence[str] | None = None, *, key: str | None = None
+        self,
+        service_type: str,
+        providers: Sequence[str] | None = None,
+        *,
+        open_tasks: OpenTasks = "leave",
+        key: str | None = None,
     ) -> tuple[Receipt, ...]:
         """Ask for the money of sub-accounts back; a second call after the lock time collects it.
 
@@ -322,12 +331,14 @@ class LedgerManager:
         Returns:
             One receipt per batch; none when there is nothing to retrieve.
 
+            open_tasks: `"refuse"` raises when there is an open task; `"ignore"` doesn't look for any.
         Raises:
             LimitError: A sub-account has five open refunds and none can be collected yet.
         """
         name = await self._services.full_name(service_type)
         rows = await self.get_providers_with_balance("fine-tuning" if service_type == "fine-tuning" else "inference")
         if providers is not None:
+            UnfinishedTaskError: There is an open task, and `open_tasks` is `"refuse"`.
             wanted = {parse_address(p, what="provider") for p in providers}
             rows = tuple(r for r in rows if r.provider in wanted)
         await self._check_refund_slots(rows, service_type)
@@ -335,6 +346,8 @@ class LedgerManager:
         batches = [[r.provider for r in rows[i : i + size]] for i in range(0, len(rows), size)]
         return tuple(
             [
+        if service_type == "fine-tuning" and open_tasks != "ignore":
+            rows, _ = await self._without_open_tasks(rows, refuse=open_tasks == "refuse")
                 await self._ctx.write(self._contract.retrieve_fund(batch, name), key=f"{key}/{i}" if key else None)
                 for i, batch in enumerate(batches, 1)
             ]
@@ -345,6 +358,52 @@ class LedgerManager:
         if not full:
             return
         contract: Any = self._services.fine_tuning if service_type == "fine-tuning" else self._services.inference
+    async def _without_open_tasks(
+        self, rows: Sequence[AccountSummary], *, refuse: bool = False
+    ) -> tuple[tuple[AccountSummary, ...], dict[Address, str]]:
+        left = await open_pairs(self._ctx, rows)
+        for provider, reason in left.items():
+            if refuse:
+                raise UnfinishedTaskError(
+                    f"the money at {provider} is needed: {reason}", provider=provider, hint="Retrieve it afterwards"
+                )
+            _log.warning("the money at %s stays there: %s", provider, reason)
+        return tuple(row for row in rows if row.provider not in left), left
+
+    async def retrieve_all(self, *, wait: bool = False) -> Retrieval:
+        """Ask for all money of all sub-accounts back, and collect what is unlocked.
+
+        Where it stands is on the chain, so that a call after a restart goes on where the last one stopped: what was
+        asked back before isn't asked back again.
+
+        Args:
+            wait: Sleep until the locks are over, and collect everything.
+
+        Returns:
+            What was sent, what was left alone for open tasks, and what is still locked.
+        """
+        receipts: list[Receipt] = []
+        kinds: tuple[ServiceType, ...] = ("fine-tuning", "inference")
+        while True:
+            left: dict[Address, str] = {}
+            unlocks: list[dt.datetime] = []
+            locked = 0
+            for kind in kinds:
+                rows = await self.get_providers_with_balance(kind)
+                if kind == "fine-tuning":
+                    rows, left = await self._without_open_tasks(rows)
+                if due := (await standing(self._ctx, kind, rows)).due:
+                    receipts += await self.retrieve_fund(kind, due)
+                    rows = tuple(row for row in await self.get_providers_with_balance(kind) if row.provider not in left)
+                now = await standing(self._ctx, kind, rows)
+                locked += now.locked
+                unlocks += [now.next_unlock] if now.next_unlock else []
+            next_unlock = min(unlocks, default=None)
+            if not wait or next_unlock is None:
+                return Retrieval(receipts=tuple(receipts), left=left, locked=locked, next_unlock=next_unlock)
+            block = await self._ctx.chain.block()
+            await self._ctx.clock.sleep(max((next_unlock - block.timestamp).total_seconds(), 0.0) + 1.0)
+
         lock_time = dt.timedelta(seconds=await self._ctx.chain.call(contract.lock_time()))
         now = (await self._ctx.chain.block()).timestamp
         for row in full:

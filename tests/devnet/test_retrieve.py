@@ -1,0 +1,82 @@
+"""Money comes back in two phases, over restarts, and never from under an open task."""
+
+import pytest
+
+from tests.devnet.conftest import DATASET, MODEL, PARAMS, open_broker
+from zg_async import SystemClock, TaskProgress, UnfinishedTaskError
+
+pytestmark = pytest.mark.slow
+OG = 10**18
+
+
+class JumpingClock(SystemClock):
+    """Long waits move the network's time instead."""
+
+    def __init__(self, devnet, *, dies=False):
+        self.devnet, self.dies, self.jumps = devnet, dies, []
+
+    async def sleep(self, seconds):
+        if seconds < 1000:
+            await super().sleep(seconds)
+            return
+        if self.dies:
+            raise KeyboardInterrupt
+        self.jumps.append(seconds)
+        self.devnet.control("increase_time", seconds=int(seconds) + 1)
+
+
+@pytest.mark.goal("LED-07", part="requests, waits, collects, over a restart; skips zero balances")
+async def test_all_money_comes_back_over_a_restart_with_each_refund_asked_for_once(devnet, key, provider, tmp_path):
+    async with open_broker(devnet, key, tmp_path, clock=JumpingClock(devnet, dies=True)) as broker:
+        await broker.ledger.add_ledger("10")
+        await broker.ledger.transfer_fund(provider, "fine-tuning", "2")
+        await broker.ledger.transfer_fund(provider, "inference", "1")
+        with pytest.raises(KeyboardInterrupt):
+            await broker.ledger.retrieve_all(wait=True)
+        sent = await broker.chain.transaction_count(broker.address)
+    clock = JumpingClock(devnet)
+    async with open_broker(devnet, key, tmp_path, clock=clock) as broker:
+        now = await broker.ledger.retrieve_all()
+        assert (now.receipts, now.locked) == ((), 3 * OG)
+        assert now.next_unlock is not None
+        done = await broker.ledger.retrieve_all(wait=True)
+        assert (done.locked, done.next_unlock, done.left) == (0, None, {})
+        assert clock.jumps
+        assert await broker.chain.transaction_count(broker.address) == sent + len(done.receipts) <= sent + 2
+        assert (await broker.ledger.get_ledger()).available_balance == 10 * OG
+        assert (await broker.ledger.retrieve_all(wait=True)).receipts == ()
+
+
+@pytest.mark.goal("LED-11")
+async def test_a_pair_with_an_open_task_keeps_its_money_and_the_task_runs(broker, provider, tmp_path):
+    (tmp_path / "train.jsonl").write_text(DATASET)
+    tuning, ledger = broker.fine_tuning, broker.ledger
+    other = "0x" + "00" * 19 + "01"
+    await ledger.ensure_funded(provider, "fine-tuning", "1")
+    await ledger.deposit_fund("2")
+    await ledger.transfer_fund(other, "fine-tuning", "1")
+    await tuning.acknowledge_provider_signer(provider)
+    uploaded = await tuning.upload_dataset_to_tee(provider, tmp_path / "train.jsonl")
+    task = await tuning.create_task(provider, MODEL, uploaded.dataset_hash, PARAMS)
+    await ledger.retrieve_fund("fine-tuning")  # the task may be in setup right now
+    with pytest.raises(UnfinishedTaskError, match="is needed"):
+        await ledger.retrieve_fund("fine-tuning", [provider], open_tasks="refuse")
+    done = await ledger.retrieve_all()
+    assert list(done.left) == [provider]
+    rows = {r.provider.lower(): r for r in (await ledger.get_ledger_with_detail()).fine_tuning}
+    assert rows[provider.lower()].pending_refund == 0
+    assert rows[other].pending_refund == OG
+    await tuning.wait_task(provider, task, TaskProgress.DELIVERED)
+
+
+@pytest.mark.goal("LED-11", part="a provider that can't be asked")
+async def test_a_provider_that_doesnt_answer_may_hold_a_task(devnet, broker, provider):
+    await broker.ledger.ensure_funded(provider, "fine-tuning", "1")
+    devnet.control("stop", provider=0)
+    try:
+        done = await broker.ledger.retrieve_all()
+        assert "can't be asked" in done.left[provider]
+        assert done.receipts == ()
+        assert await broker.ledger.retrieve_fund("fine-tuning", open_tasks="ignore")
+    finally:
+        devnet.control("start", provider=0)
