@@ -22,8 +22,8 @@ from zg_async.managers.watch import PollPolicy, WatchHub
 from zg_async.networks import Network, get_network
 from zg_async.paths import state_dir as default_state_dir
 from zg_async.text import hidden
-from zg_async.transport.chain import Chain
 from zg_async.transport.budget import SpendLimits
+from zg_async.transport.chain import Chain
 from zg_async.transport.fees import FeePolicy
 from zg_async.transport.guard import network_guard
 from zg_async.transport.http import Http, HttpSettings
@@ -41,9 +41,9 @@ if TYPE_CHECKING:
     import aiohttp
 
 CONTRACTS: Final = ("ledger", "inference", "fine_tuning", "flow")
+_MAINNET: Final = 16661
 Key = str | bytes
 
-_MAINNET: Final = 16661
 
 class _Shared:
     """What belongs to the network and not to a wallet: session, limiters, log reader, block watcher, pollers."""
@@ -193,6 +193,11 @@ class Broker:
         return self._signer is None
 
     @property
+    def requires_cap(self) -> bool:
+        """Whether a job here has to bring its own cap: coins are real, and no limit is set for jobs or days."""
+        return self.network.chain_id == _MAINNET and not self._shared.chain.budget.limits.is_capped
+
+    @property
     def can_decrypt(self) -> bool:
         """Whether the wallet's key can open the models it orders; a remote signer usually can't."""
         return isinstance(self._signer, DecryptionKey)
@@ -203,11 +208,6 @@ class Broker:
         return tuple(self._shared.signers)
 
     def using(self, wallet: str) -> "Broker":
-    @property
-    def requires_cap(self) -> bool:
-        """Whether a job here has to bring its own cap: coins are real, and no limit is set for jobs or days."""
-        return self.network.chain_id == _MAINNET and not self._shared.chain.budget.limits.is_capped
-
         """Return the view of one of its wallets. It needs no closing.
 
         Args:
@@ -242,6 +242,7 @@ def create_broker(
     http: HttpSettings | None = None,
     allow_hosts: Sequence[str] = (),
     fees: FeePolicy | None = None,
+    limits: SpendLimits | None = None,
     polling: PollPolicy | None = None,
     inference: InferencePolicy | None = None,
     indexer_url: str | None = None,
@@ -264,9 +265,10 @@ def create_broker(
         http: Time-outs, proxy, certificate authorities and provider limits.
         allow_hosts: Provider hosts that may have private addresses and plain http, by name.
         fees: Caps and rules for transaction fees.
+        limits: What may be spent, per call, job and day. None: what you call for yourself isn't limited, and jobs,
+            which run unattended, only start on mainnet with a `max_spend` of their own.
         polling: How often providers are asked.
         inference: How inference providers are talked to: proof of answers, requests at a time, automatic funding.
-    limits: SpendLimits | None = None,
         indexer_url: The 0G Storage indexer instead of the network's.
         storage_nodes: URLs of storage nodes to use instead of asking an indexer.
         storage: Replicas, fragments, price cap and patience of storage.
@@ -291,8 +293,6 @@ def create_broker(
     for one in signers.values():
         if isinstance(one, LocalSigner):
             one.arm(guard)
-        limits: What may be spent, per call, job and day. None: what you call for yourself isn't limited, and jobs,
-            which run unattended, only start on mainnet with a `max_spend` of their own.
     settings = http or HttpSettings()
     settings = dataclasses.replace(settings, allow_hosts=(*settings.allow_hosts, *record.allow_hosts, *allow_hosts))
     time = clock or SystemClock()

@@ -169,10 +169,10 @@ class Driver:
         result = self.state.result
         if result is None:
             raise JournalError(f"job {self.job_id} is done, but its journal lacks the result")
+        await charge(self.work, result.fee, settled=True)
         await self.commit(
             JobSucceeded(
                 adapter_path=result.adapter_path,
-        await charge(self.work, result.fee, settled=True)
                 adapter_name=result.adapter_name,
                 fee=result.fee,
                 gas=result.gas,

@@ -105,9 +105,9 @@ def normalise(spec: JobSpec) -> JobSpec:
         budget=_amount("budget", spec.budget),
         max_spend=_amount("max_spend", spec.max_spend),
         inference_budget=_amount("inference_budget", spec.inference_budget),
+        batch_max_spend=_amount("batch_max_spend", spec.batch_max_spend),
         labels=dict(spec.labels),
     )
-        batch_max_spend=_amount("batch_max_spend", spec.batch_max_spend),
 
 
 def _amount(name: str, amount: Amount | None) -> int | None:

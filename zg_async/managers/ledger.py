@@ -326,38 +326,33 @@ class LedgerManager:
         Args:
             service_type: `"fine-tuning"` or `"inference"`.
             providers: Whose; None: all that hold money, in batches as large as the contract takes.
+            open_tasks: `"refuse"` raises when there is an open task; `"ignore"` doesn't look for any.
             key: Names the effect; batches append their number.
 
         Returns:
             One receipt per batch; none when there is nothing to retrieve.
 
-            open_tasks: `"refuse"` raises when there is an open task; `"ignore"` doesn't look for any.
         Raises:
+            UnfinishedTaskError: There is an open task, and `open_tasks` is `"refuse"`.
             LimitError: A sub-account has five open refunds and none can be collected yet.
         """
         name = await self._services.full_name(service_type)
         rows = await self.get_providers_with_balance("fine-tuning" if service_type == "fine-tuning" else "inference")
         if providers is not None:
-            UnfinishedTaskError: There is an open task, and `open_tasks` is `"refuse"`.
             wanted = {parse_address(p, what="provider") for p in providers}
             rows = tuple(r for r in rows if r.provider in wanted)
+        if service_type == "fine-tuning" and open_tasks != "ignore":
+            rows, _ = await self._without_open_tasks(rows, refuse=open_tasks == "refuse")
         await self._check_refund_slots(rows, service_type)
         size = (await self.get_limits()).max_providers_per_batch
         batches = [[r.provider for r in rows[i : i + size]] for i in range(0, len(rows), size)]
         return tuple(
             [
-        if service_type == "fine-tuning" and open_tasks != "ignore":
-            rows, _ = await self._without_open_tasks(rows, refuse=open_tasks == "refuse")
                 await self._ctx.write(self._contract.retrieve_fund(batch, name), key=f"{key}/{i}" if key else None)
                 for i, batch in enumerate(batches, 1)
             ]
         )
 
-    async def _check_refund_slots(self, rows: Sequence[AccountSummary], service_type: str) -> None:
-        full = [r for r in rows if r.refund_count >= MAX_OPEN_REFUNDS and r.balance > r.pending_refund]
-        if not full:
-            return
-        contract: Any = self._services.fine_tuning if service_type == "fine-tuning" else self._services.inference
     async def _without_open_tasks(
         self, rows: Sequence[AccountSummary], *, refuse: bool = False
     ) -> tuple[tuple[AccountSummary, ...], dict[Address, str]]:
@@ -404,6 +399,11 @@ class LedgerManager:
             block = await self._ctx.chain.block()
             await self._ctx.clock.sleep(max((next_unlock - block.timestamp).total_seconds(), 0.0) + 1.0)
 
+    async def _check_refund_slots(self, rows: Sequence[AccountSummary], service_type: str) -> None:
+        full = [r for r in rows if r.refund_count >= MAX_OPEN_REFUNDS and r.balance > r.pending_refund]
+        if not full:
+            return
+        contract: Any = self._services.fine_tuning if service_type == "fine-tuning" else self._services.inference
         lock_time = dt.timedelta(seconds=await self._ctx.chain.call(contract.lock_time()))
         now = (await self._ctx.chain.block()).timestamp
         for row in full:
