@@ -78,6 +78,7 @@ _HOMES = {
     "zg_async.jobs.state": ("JobResult",),
     "zg_async.jobs.store": ("MemoryStore", "Store"),
     "zg_async.jobs.events": ("Event",),
+    "zg_async.managers.adapter_files": ("AdapterFolder", "describe_adapter"),
     "zg_async.managers.chat": ("ChatStream", "OpenAiConfig"),
     "zg_async.managers.deliverables": ("Acknowledgement", "DeliveredModel"),
     "zg_async.managers.fine_tuning": ("TaskPreflight",),
@@ -111,6 +112,7 @@ _HOMES = {
     "zg_async.transport.signer": ("DecryptionKey", "LocalSigner", "Signer"),
     "zg_async.transport.sqlite_outbox": ("SqliteOutbox",),
     "zg_async.units": ("NEURON_PER_0G", "format_amount", "og_to_wei", "parse_amount", "wei_to_og"),
+    "zg_async.wire.adapter_files": ("AdapterInfo",),
     "zg_async.wire.answer_proof": ("AnswerProof", "AnswerStatus"),
     "zg_async.wire.attestation": ("QuoteReport",),
     "zg_async.wire.catalogue": ("InferenceServiceDetail", "ModelInfo", "ServiceHealth", "ServicePrices"),
@@ -226,6 +228,8 @@ if TYPE_CHECKING:
     from zg_async.jobs.state import JobResult as JobResult
     from zg_async.jobs.store import MemoryStore as MemoryStore
     from zg_async.jobs.store import Store as Store
+    from zg_async.managers.adapter_files import AdapterFolder as AdapterFolder
+    from zg_async.managers.adapter_files import describe_adapter as describe_adapter
     from zg_async.managers.chat import ChatStream as ChatStream
     from zg_async.managers.chat import OpenAiConfig as OpenAiConfig
     from zg_async.managers.deliverables import Acknowledgement as Acknowledgement
@@ -277,6 +281,7 @@ if TYPE_CHECKING:
     from zg_async.units import og_to_wei as og_to_wei
     from zg_async.units import parse_amount as parse_amount
     from zg_async.units import wei_to_og as wei_to_og
+    from zg_async.wire.adapter_files import AdapterInfo as AdapterInfo
     from zg_async.wire.answer_proof import AnswerProof as AnswerProof
     from zg_async.wire.answer_proof import AnswerStatus as AnswerStatus
     from zg_async.wire.attestation import QuoteReport as QuoteReport

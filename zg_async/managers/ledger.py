@@ -323,6 +323,8 @@ class LedgerManager:
     ) -> tuple[Receipt, ...]:
         """Ask for the money of sub-accounts back; a second call after the lock time collects it.
 
+        A sub-account whose provider has an open task is left alone: the task would fail for want of money.
+
         Args:
             service_type: `"fine-tuning"` or `"inference"`.
             providers: Whose; None: all that hold money, in batches as large as the contract takes.
