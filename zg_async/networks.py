@@ -102,10 +102,10 @@ def get_network(name: str | Network) -> Network:
     """
     if isinstance(name, Network):
         return name
-    network = NETWORKS.get(name.replace("_", "-"))
+    network = NETWORKS.get(name.replace("_", "-")) if isinstance(name, str) else None
     if network is None:
         known = ", ".join(sorted(NETWORKS))
         raise ConfigError(
-            f"unknown network {name[:40]!r}", hint=f"Known are {known}; for another chain pass a Network record"
+            f"unknown network {str(name)[:40]!r}", hint=f"Known are {known}; for another chain pass a Network record"
         )
     return network
