@@ -54,3 +54,8 @@ def test_an_unknown_name_is_refused_with_the_known_ones(name):
 def test_records_and_table_are_frozen():
     with pytest.raises(dataclasses.FrozenInstanceError):
         NETWORKS["local"].rpc_url = "http://evil"
+
+
+def test_a_chain_id_is_no_network_name():
+    with pytest.raises(ConfigError, match="unknown network '16602'"):
+        get_network(16602)

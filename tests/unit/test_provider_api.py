@@ -7,7 +7,7 @@ import pytest
 
 from tests.golden import ids, vectors
 from zg_async import errors
-from zg_async.errors import ProviderRejectedError, ProviderReplyError, ProviderUnavailableError
+from zg_async.errors import ConfigError, ProviderRejectedError, ProviderReplyError, ProviderUnavailableError
 from zg_async.wire import provider_api as api
 from zg_async.wire.records import TaskProgress
 
@@ -76,6 +76,21 @@ def test_bodies_are_those_the_peers_really_sent(capture):
     else:
         made = api.cancel_body(sent["signature"])
     assert made == sent
+
+
+@pytest.mark.parametrize("given", ["", "0x11", "train.jsonl", "0x" + "1" * 65, "1" * 64])
+def test_what_is_no_dataset_hash_is_never_sent(given):
+    with pytest.raises(ConfigError, match="not a dataset hash") as caught:
+        api.create_task_body(
+            user=USER,
+            model_hash="0x",
+            dataset_hash=given,
+            training_params="{}",
+            request_nonce=1,
+            signature="0x",
+            wait=False,
+        )
+    assert "upload_dataset_to_tee" in caught.value.hint
 
 
 @pytest.mark.goal("TX-06", part="addresses")

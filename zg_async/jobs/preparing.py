@@ -75,6 +75,7 @@ async def _traced(work: Work, services: Sequence[FineTuningService]) -> FineTuni
 async def _best_free(work: Work, services: Sequence[FineTuningService]) -> FineTuningService:
     """Return the best provider that answers, has the model and no unfinished task of this wallet."""
     reasons: dict[Address, str] = {}
+    hints: list[str] = []
     retryable = False
     for service in work.scheduler.order(services, work.wallet):
         try:
@@ -83,6 +84,7 @@ async def _best_free(work: Work, services: Sequence[FineTuningService]) -> FineT
             blocking = await _foreign_task(work, service.provider)
         except (ProviderError, ConfigError) as error:
             reasons[service.provider] = error.message
+            hints += [error.hint] if error.hint else []
             retryable |= error.retryable
             continue
         if blocking is None:
@@ -90,8 +92,11 @@ async def _best_free(work: Work, services: Sequence[FineTuningService]) -> FineT
         retryable, reasons[service.provider] = True, f"has the unfinished task {blocking.id} of this wallet"
     tried = "; ".join(f"{provider}: {reason}" for provider, reason in reasons.items()) or "none is registered"
     if retryable:
-        raise ProviderUnavailableError(f"no fine-tuning provider is free: {tried}")
-    raise ConfigError(f"no fine-tuning provider takes this job: {tried}")
+        raise ProviderUnavailableError(f"no fine-tuning provider is free: {tried}", hint="Try again later")
+    raise ConfigError(
+        f"no fine-tuning provider takes this job: {tried}",
+        hint=hints[0] if hints else "list_service() shows the providers there are, list_model() their models",
+    )
 
 
 async def _check_serving(work: Work, service: FineTuningService) -> None:

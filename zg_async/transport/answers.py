@@ -206,6 +206,7 @@ def translated(
         f"{endpoint}{at}: {failure_text(error)}",
         provider=provider,
         endpoint=endpoint,
+        hint="Try again later, or another provider; see also that this machine is online",
     )
 
 

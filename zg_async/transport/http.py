@@ -103,7 +103,7 @@ class Http:
     async def open(self) -> None:
         """Open the session. Idempotent."""
         if self._closed:
-            raise ClosedError("the HTTP client is closed")
+            raise self._not_open()
         if self._session is not None:
             return
         if self.settings.proxy is not None:
@@ -143,8 +143,13 @@ class Http:
     def session(self) -> aiohttp.ClientSession:
         """The session, for JSON-RPC; its users switch redirects off and translate errors with `translated`."""
         if self._session is None:
-            raise ClosedError("the HTTP client is closed" if self._closed else "the HTTP client is not open")
+            raise self._not_open()
         return self._session
+
+    def _not_open(self) -> ClosedError:
+        if self._closed:
+            return ClosedError("the broker is closed", hint="Make another one with create_broker")
+        return ClosedError("the broker is not open yet", hint="Use it as `async with create_broker(...) as broker`")
 
     def allow(self, host_or_url: str) -> None:
         """Allow a host the user configured, such as the RPC endpoint's."""

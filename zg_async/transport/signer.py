@@ -257,7 +257,9 @@ def _parse_key(key: str | bytes) -> bytearray:
             raise ConfigError(f"a private key has 32 bytes, not {len(key)}")
         return bytearray(key)
     if not isinstance(key, str):
-        raise ConfigError(f"a private key is a hex string or bytes, not {type(key).__name__}")
+        raise ConfigError(
+            f"a private key is a hex string or bytes, not {type(key).__name__}", hint="Write it in quotes"
+        )
     digits = hidden(key.strip())
     digits = hidden(digits[2:]) if digits[:2] in ("0x", "0X") else digits
     found = None

@@ -100,7 +100,10 @@ def _entry(info: zipfile.ZipInfo, path: str) -> ArchiveEntry:
 
 
 def _bad(info: zipfile.ZipInfo, why: str) -> UnsafeArchiveError:
-    return UnsafeArchiveError(f"the archive's entry {printable(info.orig_filename, limit=80)} {why}")
+    return UnsafeArchiveError(
+        f"the archive's entry {printable(info.orig_filename, limit=80)} {why}",
+        hint="Nothing was unpacked; don't open it by other means, and take it up with the provider",
+    )
 
 
 def _check_kind(info: zipfile.ZipInfo) -> None:

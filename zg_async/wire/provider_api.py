@@ -12,6 +12,7 @@ from typing import Any, Final
 from urllib.parse import quote
 
 from zg_async.errors import (
+    ConfigError,
     ProviderError,
     ProviderRejectedError,
     ProviderReplyError,
@@ -158,6 +159,9 @@ def model_usage_path(name_or_hash: str) -> str:
 # --- bodies ----------------------------------------------------------------------------------------------------------
 
 
+_ROOT: Final = re.compile(r"0x[0-9a-fA-F]{64}")
+
+
 def create_task_body(
     *,
     user: str,
@@ -178,7 +182,15 @@ def create_task_body(
         request_nonce: The number we chose and signed.
         signature: `0x` and 130 hex digits.
         wait: Whether to queue behind other tasks.
+
+    Raises:
+        ConfigError: The dataset hash is none.
     """
+    if not _ROOT.fullmatch(dataset_hash):
+        raise ConfigError(
+            f"not a dataset hash: {printable(dataset_hash, limit=80)!r}",
+            hint="It is 0x and 64 hex digits, as upload_dataset_to_tee returned it",
+        )
     return {
         "userAddress": user,
         "preTrainedModelHash": model_hash,
