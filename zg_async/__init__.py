@@ -101,6 +101,7 @@ _HOMES = {
     ),
     "zg_async.managers.tokens": ("TokenCount",),
     "zg_async.managers.training_params": ("RawParams",),
+    "zg_async.managers.verification_record": ("Evidence", "Pin", "ServiceVerification", "recheck_report"),
     "zg_async.managers.watch": ("LogFollow", "PollPolicy", "TaskWatch"),
     "zg_async.networks": ("NETWORKS", "Network", "get_network"),
     "zg_async.transport.budget": ("FirstTransfer", "SpendLimits"),
@@ -111,10 +112,11 @@ _HOMES = {
     "zg_async.transport.retry": ("RetryPolicy",),
     "zg_async.transport.signer": ("DecryptionKey", "LocalSigner", "Signer"),
     "zg_async.transport.sqlite_outbox": ("SqliteOutbox",),
+    "zg_async.transport.tee": ("TeePolicy",),
     "zg_async.units": ("NEURON_PER_0G", "format_amount", "og_to_wei", "parse_amount", "wei_to_og"),
     "zg_async.wire.adapter_files": ("AdapterInfo",),
     "zg_async.wire.answer_proof": ("AnswerProof", "AnswerStatus"),
-    "zg_async.wire.attestation": ("QuoteReport",),
+    "zg_async.wire.attestation": ("Check", "QuoteReport"),
     "zg_async.wire.catalogue": ("InferenceServiceDetail", "ModelInfo", "ServiceHealth", "ServicePrices"),
     "zg_async.wire.records": (
         "AccountSummary",
@@ -258,6 +260,10 @@ if TYPE_CHECKING:
     from zg_async.managers.task_changes import WatchWarning as WatchWarning
     from zg_async.managers.tokens import TokenCount as TokenCount
     from zg_async.managers.training_params import RawParams as RawParams
+    from zg_async.managers.verification_record import Evidence as Evidence
+    from zg_async.managers.verification_record import Pin as Pin
+    from zg_async.managers.verification_record import ServiceVerification as ServiceVerification
+    from zg_async.managers.verification_record import recheck_report as recheck_report
     from zg_async.managers.watch import LogFollow as LogFollow
     from zg_async.managers.watch import PollPolicy as PollPolicy
     from zg_async.managers.watch import TaskWatch as TaskWatch
@@ -276,6 +282,7 @@ if TYPE_CHECKING:
     from zg_async.transport.signer import LocalSigner as LocalSigner
     from zg_async.transport.signer import Signer as Signer
     from zg_async.transport.sqlite_outbox import SqliteOutbox as SqliteOutbox
+    from zg_async.transport.tee import TeePolicy as TeePolicy
     from zg_async.units import NEURON_PER_0G as NEURON_PER_0G
     from zg_async.units import format_amount as format_amount
     from zg_async.units import og_to_wei as og_to_wei
@@ -284,6 +291,7 @@ if TYPE_CHECKING:
     from zg_async.wire.adapter_files import AdapterInfo as AdapterInfo
     from zg_async.wire.answer_proof import AnswerProof as AnswerProof
     from zg_async.wire.answer_proof import AnswerStatus as AnswerStatus
+    from zg_async.wire.attestation import Check as Check
     from zg_async.wire.attestation import QuoteReport as QuoteReport
     from zg_async.wire.catalogue import InferenceServiceDetail as InferenceServiceDetail
     from zg_async.wire.catalogue import ModelInfo as ModelInfo

@@ -18,6 +18,7 @@ from zg_async.managers.inference_services import InferencePolicy
 from zg_async.managers.ledger import LedgerManager
 from zg_async.managers.services import ServiceDirectory
 from zg_async.managers.storage import StorageManager
+from zg_async.managers.verification import Verifier
 from zg_async.managers.watch import PollPolicy, WatchHub
 from zg_async.networks import Network, get_network
 from zg_async.paths import state_dir as default_state_dir
@@ -34,6 +35,7 @@ from zg_async.transport.signer import DecryptionKey, LocalSigner, Signer
 from zg_async.transport.sqlite_outbox import SqliteOutbox
 from zg_async.transport.storage import Storage
 from zg_async.transport.storage_settings import StorageSettings
+from zg_async.transport.tee import TeePolicy, require_tee
 from zg_async.wire.hashing import parse_address
 from zg_async.wire.records import Address
 
@@ -60,6 +62,8 @@ class _Shared:
         storage: Storage,
         storage_settings: StorageSettings,
         inference_policy: InferencePolicy | None,
+        tee: TeePolicy | None = None,
+        verified_only: bool = False,
     ) -> None:
         self.inference_policy = inference_policy
         self.network = network
@@ -71,6 +75,8 @@ class _Shared:
         self.storage = storage
         self.storage_settings = storage_settings
         self.services = ServiceDirectory(network, chain, clock)
+        self.verifier = Verifier(self.services, chain, http, clock, policy=tee, state_dir=state_dir)
+        self.verified_only = verified_only
         self.hub = WatchHub(chain, http, self.services, clock, policy=polling)
         self.brokers: dict[Address, Broker] = {}
         self.state: Literal["new", "open", "closed"] = "new"
@@ -121,10 +127,11 @@ class Broker:
     views share the session, the limiters, the log reader, the block watcher and the pollers.
     """
 
-    def __init__(self, shared: _Shared, signer: Signer | None) -> None:
+    def __init__(self, shared: _Shared, signer: Signer | None, *, verified_by: "Broker | None" = None) -> None:
         """Bind the managers to a wallet; `create_broker` is the way to make one."""
         self._shared = shared
         self._signer = signer
+        self._verified_view: Broker | None = None
         self.storage = StorageManager(shared.chain, shared.storage, signer, shared.storage_settings)
         self._context = Context(
             chain=shared.chain,
@@ -134,7 +141,11 @@ class Broker:
             signer=signer,
             storage=self.storage,
             state_dir=shared.state_dir,
+            verifier=shared.verifier,
+            verified_only=shared.verified_only,
         )
+        if verified_by is not None:  # the same lock on the same money
+            self._context = dataclasses.replace(verified_by._context, verified_only=True)
         self.ledger = LedgerManager(self._context)
         self.fine_tuning = FineTuningManager(self._context, shared.hub)
         keys = FileKeyBook(shared.state_dir / "api-keys" / str(shared.network.chain_id))
@@ -224,6 +235,17 @@ class Broker:
             self._shared.brokers[address] = Broker(self._shared, signer)
         return self._shared.brokers[address]
 
+    def verified_only(self) -> "Broker":
+        """Return a view that pays, sends and acknowledges nothing to providers that aren't verified.
+
+        Without the extra `tee` none is, and its calls raise `ConfigError`.
+        """
+        if self._context.verified_only:
+            return self
+        if self._verified_view is None:
+            self._verified_view = Broker(self._shared, self._signer, verified_by=self)
+        return self._verified_view
+
     def __repr__(self) -> str:
         return f"<Broker {self.network.name} {self._signer.address if self._signer else 'read-only'}>"
 
@@ -248,6 +270,8 @@ def create_broker(
     indexer_url: str | None = None,
     storage_nodes: Sequence[str] = (),
     storage: StorageSettings | None = None,
+    require_verified: bool = False,
+    tee: TeePolicy | None = None,
     clock: Clock | None = None,
 ) -> Broker:
     """Make a broker. Reads nothing and connects to nothing; `async with` opens it.
@@ -272,14 +296,18 @@ def create_broker(
         indexer_url: The 0G Storage indexer instead of the network's.
         storage_nodes: URLs of storage nodes to use instead of asking an indexer.
         storage: Replicas, fragments, price cap and patience of storage.
+        require_verified: Pay, send and acknowledge nothing to providers whose TEE isn't verified; needs extra `tee`.
+        tee: What a provider's TEE has to be, to be verified.
         clock: The source of time, for tests.
 
     Returns:
         The broker, bound to the first wallet.
 
     Raises:
-        ConfigError: Wrong key, unknown network, bad address.
+        ConfigError: Wrong key, unknown network, bad address; or `require_verified` without the extra `tee`.
     """
+    if require_verified:
+        require_tee()
     private_key, private_keys = hidden(private_key), [hidden(key) for key in private_keys]
     record = _network(network, rpc_url, contracts)
     keys = [private_key, *private_keys] if private_key is not None else list(private_keys)
@@ -312,7 +340,9 @@ def create_broker(
     )
     chosen = storage or StorageSettings()
     store = Storage(chain, client, clock=time, indexer_url=indexer_url, nodes=storage_nodes, settings=chosen)
-    shared = _Shared(record, client, chain, time, signers, polling, folder, store, chosen, inference)
+    shared = _Shared(
+        record, client, chain, time, signers, polling, folder, store, chosen, inference, tee, require_verified
+    )
     first = next(iter(signers.values()), None)
     broker = Broker(shared, first)
     if first is not None:

@@ -30,6 +30,10 @@ class Network:
     explorer_url: str | None = None
     allow_hosts: tuple[str, ...] = ()
     """Hosts whose providers may have private addresses and plain http, by name."""
+    tee_root: str | None = None
+    """Root certificate that TEE quotes hang on, DER in hex; None: Intel's."""
+    pccs_url: str = "https://pccs.phala.network"
+    """Where certificates and lists to check TEE quotes with come from. They are signed: it isn't trusted."""
     confirmations: int = 12
     """Blocks until a result counts as final."""
 

@@ -26,10 +26,13 @@ Answers are `{"ok": true, ...}`, or `{"error": text}` with 400 (the command), 40
 | `storage` | `node`: its number; any field of `storage_settings.StorageSettings` | its settings and faults |
 | `storage_stop`, `storage_start` | `node` | a storage node's process |
 | `storage_prune` | `root`, `node` | a storage node throws a file away |
+| `tee` | any field of `pccs.TeeSettings` | what the collateral says of the providers' platform |
 | `indexer` | any field of `storage_settings.IndexerSettings` | the indexer's faults |
 
 Commands about a provider take `provider`: its address or its number from 0; without it they are about all. So do
 commands about a storage node with `node`.
+
+Beside them, without a token, it answers what a collateral service does: see `pccs`.
 """
 
 import dataclasses
@@ -42,6 +45,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from aiohttp import web
 
+from zg_async.devnet.pccs import PATHS, STATUSES, CollateralService
 from zg_async.devnet.provider import ProviderNode
 from zg_async.devnet.provider_settings import Faults, update
 from zg_async.devnet.storage_control import storage_commands
@@ -63,6 +67,7 @@ class Control:
         """Make a server; it listens after `start`."""
         self.token = secrets.token_urlsafe(24)
         self.port = 0
+        self.collateral = CollateralService(devnet.clock)
         self._devnet = devnet
         self._runner: web.AppRunner | None = None
         self._commands: dict[str, Command] = {
@@ -86,6 +91,7 @@ class Control:
             "revoke": self._revoke,
             "inference": self._inference,
             "restart_inference": self._restart_inference,
+            "tee": self._tee,
             **storage_commands(devnet),
         }
 
@@ -93,6 +99,11 @@ class Control:
     def url(self) -> str:
         """Where to send commands, token included."""
         return f"http://127.0.0.1:{self.port}/{self.token}"
+
+    @property
+    def pccs_url(self) -> str:
+        """Where collateral for quotes is; needs no token."""
+        return f"http://127.0.0.1:{self.port}"
 
     async def start(self) -> None:
         """Listen on a free port of the loopback interface."""
@@ -126,6 +137,8 @@ class Control:
     async def _answer(self, request: web.Request) -> web.Response:
         if not self._is_local(request):
             return web.json_response({"error": "this server is for local programs"}, status=403)
+        if request.match_info["path"].startswith(PATHS):
+            return self.collateral.answer(request)
         parts = [part for part in request.match_info["path"].split("/") if part]
         if parts and hmac.compare_digest(parts[0].encode(), self.token.encode()):
             parts.pop(0)
@@ -159,6 +172,12 @@ class Control:
         if request.method != "POST" and command != "status":
             raise ConfigError("commands are sent with POST")
         return command, arguments
+
+    async def _tee(self, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
+        if arguments.get("status", "UpToDate") not in STATUSES:
+            raise ConfigError(f"status is one of {', '.join(STATUSES)}")
+        update(self.collateral.settings, arguments)
+        return {"tee": dataclasses.asdict(self.collateral.settings)}
 
     # --- commands about the chain ---
 

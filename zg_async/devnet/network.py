@@ -30,8 +30,11 @@ from zg_async.devnet.inference import InferenceNode, InferenceSettings
 from zg_async.devnet.inference_chain import WalletChain
 from zg_async.devnet.provider import STAKE, ProviderNode
 from zg_async.devnet.provider_settings import Settings, update
+from zg_async.devnet.record import network_of
 from zg_async.devnet.storage_network import StorageNetwork, parse_shards
+from zg_async.devnet.tdx import devnet_maker
 from zg_async.errors import ConfigError, ContractRevertedError, RpcError
+from zg_async.networks import Network
 from zg_async.units import NEURON_PER_0G
 from zg_async.wire.contracts import FineTuningContract, InferenceContract
 from zg_async.wire.hashing import checksum_address, keccak256
@@ -114,6 +117,11 @@ class Devnet:
         self.fine_tuning_contract: FineTuningContract
         self.inference_contract: InferenceContract
 
+    @property
+    def network(self) -> Network:
+        """Return the record to make a broker with: the devnet's endpoints, contracts and root of trust."""
+        return network_of(self.describe())
+
     def describe(self) -> dict[str, Any]:
         """Return what `zg devnet up` prints."""
         told = self._describe_all()
@@ -134,6 +142,8 @@ class Devnet:
             "fine_tuning": self.fine_tuning_contract.address,
             "control_url": self.control.url,
             "control_token": self.control.token,
+            "tee_root": devnet_maker().root_der.hex(),
+            "pccs_url": self.control.pccs_url,
             "providers": [self._describe(node) for node in self.providers],
             "accounts": [
                 {"address": account.address, "private_key": f"0x{account.private_key.hex()}"}

@@ -15,7 +15,9 @@ from typing import Any, Final
 import anyio
 import anyio.to_thread
 
+from zg_async.devnet.record import network_of
 from zg_async.errors import ConfigError
+from zg_async.networks import Network
 
 _READY_SECONDS: Final = 60.0
 _STOP_SECONDS: Final = 20.0
@@ -59,6 +61,11 @@ class DevnetProcess:
     def accounts(self) -> list[dict[str, str]]:
         """Return address and private_key of each funded user wallet."""
         return list(self._info["accounts"])
+
+    @property
+    def network(self) -> Network:
+        """Return the record to make a broker with: the devnet's endpoints, contracts and root of trust."""
+        return network_of(self._info)
 
     def start(self) -> Mapping[str, Any]:
         """Start it and wait until it is ready.

@@ -1,17 +1,19 @@
 """Attestation reports of the devnet: everything a client can check without a certificate chain holds together.
 
-The quote is a TDX quote of version 4 in layout: header, TD report body, signature part. The body's MRCONFIGID names
-the app_compose, its RTMRs are the replay of the event log, its report data names the TEE signer. The signature part is
-filler, so a check against a root of trust rightly fails. Offsets and rules: inference.md 7.4, fine-tuning.md 5.
+The quote is a TDX quote of version 4: header, TD report body, signature part. The body's MRCONFIGID names the
+app_compose, its RTMRs are the replay of the event log, its report data names the TEE signer. It is signed under the
+devnet's own root, so a check against Intel's rightly fails. Offsets and rules: inference.md 7.4, fine-tuning.md 5.
 """
 
 import base64
 import dataclasses
+import functools
 import hashlib
 import json
 from typing import Any, Final
 
 from zg_async.devnet.chain_client import address_of
+from zg_async.devnet.tdx import QE_VENDOR, TEE_TCB_SVN, TdxMaker, devnet_maker
 from zg_async.wire.hashing import keccak256
 from zg_async.wire.signing import eip191_hash, sign_digest, signature_hex
 
@@ -32,13 +34,23 @@ class Quote:
     """`ZG-Quote-Signature`: by the TEE signer over keccak of the body."""
 
 
-def build_quote(tee_key: bytes, *, name: str = "fine-tuning", legacy: bool = True) -> Quote:
+@functools.lru_cache(maxsize=64)
+def build_quote(
+    tee_key: bytes,
+    *,
+    name: str = "fine-tuning",
+    legacy: bool = True,
+    image_update: str | None = None,
+    maker: TdxMaker | None = None,
+) -> Quote:
     """Make a provider's report.
 
     Args:
         tee_key: The TEE signer's private key.
         name: Goes into the app_compose, so that services differ in their compose hash.
         legacy: Report data as the signer's address in ASCII, else the layout with an encryption key.
+        image_update: `<repo>@sha256:<digest>` of an image put in place since the boot.
+        maker: Signs the quote; None: the devnet's own.
 
     Returns:
         The reply; the same arguments give the same one.
@@ -46,8 +58,11 @@ def build_quote(tee_key: bytes, *, name: str = "fine-tuning", legacy: bool = Tru
     report_data = legacy_report_data(tee_key) if legacy else v2_report_data(tee_key)
     compose = app_compose(name)
     events = event_log(name, compose)
+    if image_update is not None:
+        update = f"{image_update} {address_of(tee_key)} {v2_report_data(tee_key)[:32].hex()}"
+        events.append(_runtime_event("zg-image-update", update.encode().hex()))
     registers = [replay(events, imr) for imr in range(4)]
-    quote = td_quote(compose, registers, report_data)
+    quote = td_quote(compose, registers, report_data, maker)
     body = json.dumps(
         {
             "quote": quote.hex(),
@@ -127,19 +142,19 @@ def replay(events: list[dict[str, Any]], imr: int) -> bytes:
     return value
 
 
-def td_quote(compose: str, registers: list[bytes], report_data: bytes) -> bytes:
-    """Lay a quote out: 48 bytes of header, 584 of TD report, a length and a filler for the signature part."""
+def td_quote(compose: str, registers: list[bytes], report_data: bytes, maker: TdxMaker | None = None) -> bytes:
+    """Make a quote: 48 bytes of header, 584 of TD report, a length and the signature part."""
     header = (
         QUOTE_VERSION.to_bytes(2, "little")
         + (2).to_bytes(2, "little")  # ECDSA P-256
         + TEE_TYPE_TDX.to_bytes(4, "little")
         + bytes(4)
-        + bytes.fromhex("939a7233f79c4ca9940a0db3957f0607")  # Intel's QE vendor id
+        + QE_VENDOR
         + b"devnet".ljust(20, b"\0")
     )
     config_id = (b"\x01" + hashlib.sha256(compose.encode()).digest()).ljust(48, b"\0")
     body = (
-        bytes(16)  # TEE TCB SVN
+        TEE_TCB_SVN
         + hashlib.sha384(b"devnet mrseam").digest()
         + bytes(48)  # MRSIGNERSEAM
         + bytes(8)
@@ -152,8 +167,7 @@ def td_quote(compose: str, registers: list[bytes], report_data: bytes) -> bytes:
         + b"".join(registers)
         + report_data
     )
-    filler = hashlib.shake_256(b"devnet quote signature").digest(584)
-    return header + body + len(filler).to_bytes(4, "little") + filler
+    return (maker or devnet_maker()).sign_quote(header + body)
 
 
 def _mrtd() -> bytes:

@@ -68,7 +68,10 @@ class Driver:
         self.job_id = state.job_id
         self.store = store
         self.clock = broker.clock
-        self.work = Work(broker=broker.using(state.wallet), state=state, scheduler=scheduler)
+        bound = broker.using(state.wallet)
+        if state.spec.require_verified:
+            bound = bound.verified_only()
+        self.work = Work(broker=bound, state=state, scheduler=scheduler)
         self.failure: BaseException | None = None
         """With what the last stage failed."""
         self._scope: anyio.CancelScope | None = None

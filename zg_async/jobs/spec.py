@@ -10,6 +10,7 @@ from typing import Any, Final, Literal
 
 from zg_async.errors import ConfigError
 from zg_async.managers.training_params import read_training_params
+from zg_async.transport.tee import require_tee
 from zg_async.units import Amount, parse_amount
 
 _ROOT: Final = re.compile(r"0x[0-9a-fA-F]{64}")
@@ -55,6 +56,8 @@ class JobSpec:
     """The model's `tokenizer.json`, to know the fee before it is paid; None: the fee is estimated as a range."""
     when_busy: Literal["queue", "fail", "wait_for_free"] = "queue"
     """What to do when other users' tasks are ahead at the provider."""
+    require_verified: bool = False
+    """Whether the providers' TEEs have to be verified before anything is paid, sent or acknowledged."""
     name: str | None = None
     """For people."""
     labels: Mapping[str, str] = dataclasses.field(default_factory=dict)
@@ -95,6 +98,8 @@ def normalise(spec: JobSpec) -> JobSpec:
         raise ConfigError(
             f"unknown on_unverified {spec.on_unverified!r}", hint='It is "acknowledge_unverified" or "forfeit", or None'
         )
+    if spec.require_verified:
+        require_tee()
     dataset = spec.dataset_root or str(Path(spec.dataset).expanduser().absolute())
     return dataclasses.replace(
         spec,

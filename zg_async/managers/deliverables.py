@@ -330,6 +330,7 @@ class Deliverables:
             )
         if deliverable.settled:
             raise lost_key(deliverable, address)
+        await self._ctx.require_verified_provider(address, "fine-tuning")
         if verified is not None:
             await delivery.check_file(verified.path, deliverable)
         else:
@@ -419,6 +420,7 @@ class Deliverables:
         """
         key = self._ctx.require_key()
         deliverable = await self.get_deliverable(provider_address, task_id)
+        await self._ctx.require_verified_provider(provider_address, "fine-tuning")
         service = await self._service(provider_address, fresh=True)
         secret = await key.ecies_decrypt(secret_of(deliverable, service.provider))
         signer = parse_address(expected_signer) if expected_signer else service.tee_signer_address

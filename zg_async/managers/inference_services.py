@@ -2,12 +2,15 @@
 
 import contextlib
 import dataclasses
+import os
 from typing import Final, Literal
 
 import anyio
 
 from zg_async.errors import ProviderReplyError, SignerNotAcknowledgedError, ZgError
 from zg_async.managers.context import Context
+from zg_async.managers.verification import OnLog
+from zg_async.managers.verification_record import ServiceVerification
 from zg_async.wire import catalogue, inference_api
 from zg_async.wire.catalogue import InferenceServiceDetail, ModelInfo
 from zg_async.wire.hashing import parse_address
@@ -178,6 +181,34 @@ class InferenceServices:
         address = parse_address(provider, what="provider")
         return await self._ctx.chain.call(self._contract.get_account(self._ctx.wallet, address))
 
+    async def verify_service(
+        self,
+        provider_address: str,
+        output_dir: str | os.PathLike[str] | None = ".",
+        on_log: OnLog | None = None,
+        *,
+        accept_changes: bool = False,
+    ) -> ServiceVerification:
+        """Verify the TEE a provider serves inference from, and that of its model if it is another.
+
+        Args:
+            provider_address: The provider's address.
+            output_dir: Gets the reports as they came (`attestation_report.json`, or `broker_…` and `llm_…`) and
+                `verification_<provider>_<time>.json`, which `recheck_report` checks again offline. None: no files.
+            on_log: Called with a line for each step and check.
+            accept_changes: Take over what differs from the last time it was verified.
+
+        Returns:
+            The checks. `verified` needs all mandatory ones; without the extra `tee` it is never true. A failed check
+            isn't raised.
+
+        Raises:
+            NoInferenceServiceError: The provider is not registered.
+            ProviderUnavailableError: It doesn't answer.
+        """
+        verifier = self._ctx.require_verifier()
+        return await verifier.verify("inference", provider_address, output_dir, on_log, accept_changes=accept_changes)
+
     async def acknowledge_provider_signer(self, provider: str, *, key: str | None = None) -> Receipt | None:
         """Acknowledge a provider's TEE signer for inference.
 
@@ -187,6 +218,7 @@ class InferenceServices:
         Raises:
             AccountNotFoundError: No sub-account yet: `ledger.transfer_fund(provider, "inference", ...)` first.
         """
+        await self._ctx.require_verified_provider(provider, "inference")
         account = await self.get_account(provider)
         if account.acknowledged:
             return None

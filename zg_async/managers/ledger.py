@@ -295,6 +295,9 @@ class LedgerManager:
         """
         value, address = parse_amount(amount), parse_address(provider, what="provider")
         name = await self._services.full_name(service_type)
+        await self._ctx.require_verified_provider(
+            address, "inference" if service_type == "inference" else "fine-tuning"
+        )
         limits = await self.get_limits()
         ledger, account = await self._ledger_and_account(address, service_type)
         if ledger is None:
@@ -518,6 +521,9 @@ class LedgerManager:
                 plan = await self.plan_funding(provider, service_type, amount)
                 if not plan.steps:
                     break
+                await self._ctx.require_verified_provider(
+                    provider, "inference" if service_type == "inference" else "fine-tuning"
+                )
                 step_key = f"{key}/{len(receipts) + 1}" if key else None
                 receipts.append(await self._ctx.write(plan.steps[0].call, key=step_key))
         return tuple(receipts)

@@ -1,16 +1,17 @@
 """What a provider's attestation report proves by itself, without Intel's certificates.
 
 Each check says pass, fail or not run, with a reason. All of it together shows that the parts agree and name the
-expected signer; that a real TDX module signed the quote is another check, `quote_signature`, which is never run
-here. Layouts: public TDX quote format v4 and v5; report data and events: dstack, 0g-serving-broker api/common/tee.
+expected signer; that a real TDX module signed the quote is another check, `quote_signature`, which `transport.tee`
+runs. Layouts: public TDX quote format v4 and v5; report data and events: dstack, 0g-serving-broker api/common/tee.
 """
 
 import base64
 import binascii
+import contextlib
 import hashlib
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final, Literal
 
 from zg_async.errors import SignatureMismatchError
@@ -42,6 +43,12 @@ MANDATORY: Final = (
 )
 """Checks that have to pass, not only not to fail."""
 
+CHAIN: Final = ("quote_signature", "tcb_level")
+"""Checks that need the manufacturer's certificates; mandatory for `verified`."""
+
+_BOUND: Final = ("quote", "intel_quote", "event_log", "report_data", "tcb_info", "info")
+_BOUND_LLM: Final = ("signing_address", "request_nonce")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Check:
@@ -66,7 +73,11 @@ class QuoteReport:
     measurements: Mapping[str, str] | None = None
     """mrtd and rtmr0 to rtmr3 of the raw quote, in hex."""
     images: tuple[str, ...] = ()
-    """Images app_compose names; one without `@sha256:` is pinned by nothing."""
+    """Images app_compose names, and the one put in place later; one without `@sha256:` is pinned by nothing."""
+    unbound: tuple[str, ...] = ()
+    """Parts of the report that no check binds to the quote: they may say anything."""
+    quote: bytes = field(default=b"", repr=False)
+    """The raw quote."""
 
     @property
     def passed(self) -> bool:
@@ -78,7 +89,7 @@ class QuoteReport:
     def verified(self) -> bool:
         """Whether every check passed, the quote's own signature included."""
         outcomes = {c.name: c.outcome for c in self.checks}
-        return self.passed and outcomes.get("quote_signature") == "pass"
+        return self.passed and all(outcomes.get(name) == "pass" for name in CHAIN)
 
     def check(self, name: str) -> Check:
         """Return a check by name.
@@ -98,9 +109,17 @@ class QuoteReport:
         text = "; ".join(f"{c.name}: {c.reason}" for c in shown)
         return text if failed else f"all checks that were run passed; not run: {text}"
 
+    def with_checks(self, *checks: Check) -> "QuoteReport":
+        """Return the report with these checks in place of those of the same names."""
+        new = {c.name: c for c in checks}
+        kept = tuple(new.pop(c.name, c) for c in self.checks)
+        return replace(self, checks=(*kept, *new.values()))
+
     def to_json(self) -> dict[str, Any]:
-        """Return the report as plain JSON values."""
-        return {**asdict(self), "encryption_key": self.encryption_key.hex(), "passed": self.passed}
+        """Return the report as plain JSON values, without the raw quote."""
+        value = {**asdict(self), "encryption_key": self.encryption_key.hex(), "passed": self.passed}
+        del value["quote"]
+        return value
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,6 +154,20 @@ def check_quote(body: bytes, *, header_signature: str | None, expected_signer: s
         All checks with outcomes; junk, empty and GPU-only reports fail. Never raises.
     """
     return _Checker(body, header_signature, expected_signer).run()
+
+
+def check_llm_quote(body: bytes, *, header_signature: str | None = None, expected_signer: str) -> QuoteReport:
+    """Check the report of the TEE a separated provider runs its model in, offline.
+
+    Args:
+        body: The exact bytes of `GET /v1/proxy/attestation/report`.
+        header_signature: As in `check_quote`; these reports come without.
+        expected_signer: The service's `TargetTeeAddress`.
+
+    Returns:
+        All checks with outcomes. Never raises.
+    """
+    return _LlmChecker(body, header_signature, expected_signer).run()
 
 
 def parse_td_quote(raw: bytes) -> TdQuote:
@@ -208,6 +241,8 @@ class _Checker:
         self._report_data = b""
         self._signer: Address | None = None
         self._encryption_key = b""
+        self._raw = b""
+        self._update = ""
         self._events: list[dict[str, Any]] = []
         self._compose: str | None = None
 
@@ -237,7 +272,9 @@ class _Checker:
             encryption_key=self._encryption_key,
             compose_hash=self._compose_hash() if self._compose is not None else "",
             measurements=self._measurements(),
-            images=tuple(printable(i, limit=300) for i in _IMAGE.findall(self._compose_file())[:50]),
+            images=self._images(),
+            unbound=self._unbound() if self._report and checks[5].outcome != "pass" else (),
+            quote=self._raw,
         )
 
     # -- reading
@@ -255,8 +292,11 @@ class _Checker:
 
     def _read_quote(self) -> str:
         text = self._text("quote")
+        if self._report.get("intel_quote", text) != text:
+            raise _FailedError("the report holds two different quotes")
         try:
-            self._quote = parse_td_quote(bytes.fromhex(text.removeprefix("0x")))
+            self._raw = bytes.fromhex(text.removeprefix("0x"))
+            self._quote = parse_td_quote(self._raw)
         except ValueError as error:
             raise _FailedError(f"no TDX quote: {error}") from None
         return f"TDX v{self._quote.version}"
@@ -276,7 +316,7 @@ class _Checker:
         return f"{len(value)} events"
 
     def _app_compose(self) -> str | None:
-        info = self._report.get("tcb_info")
+        info = self._tcb_info()
         if isinstance(info, str):
             try:
                 info = decode_json(info, limit=QUOTE_LIMIT)
@@ -284,6 +324,29 @@ class _Checker:
                 return None
         compose = info.get("app_compose") if isinstance(info, dict) else None
         return compose if isinstance(compose, str) else None
+
+    def _tcb_info(self) -> Any:
+        info = self._report.get("info")
+        return self._report.get("tcb_info") or (info.get("tcb_info") if isinstance(info, dict) else None)
+
+    def _images(self) -> tuple[str, ...]:
+        named = [*_IMAGE.findall(self._compose_file())[:50], *([self._update] if self._update else [])]
+        return tuple(printable(image, limit=300) for image in dict.fromkeys(named))
+
+    def _unbound(self) -> tuple[str, ...]:
+        """Name what could be changed without any check failing."""
+        names = [key for key in self._report if key not in self._bound_fields()]
+        for place, value in (("info", self._report.get("info")), ("tcb_info", self._tcb_info())):
+            with contextlib.suppress(BadJsonError):
+                fields = decode_json(value, limit=QUOTE_LIMIT) if isinstance(value, str) else value
+                bound = "tcb_info" if place == "info" else "app_compose"
+                names += [f"{place}.{key}" for key in fields or () if key != bound]
+        if any(e["imr"] != 3 for e in self._events):
+            names += [f"event_log: {key} of boot events" for key in ("event", "event_payload", "event_type")]
+        return tuple(printable(name, limit=80) for name in names[:200])
+
+    def _bound_fields(self) -> tuple[str, ...]:
+        return _BOUND
 
     def _compose_file(self) -> str:
         try:
@@ -336,6 +399,8 @@ class _Checker:
 
     def _check_runtime_events(self) -> str:
         events = self._runtime_events()
+        if any(e["imr"] == 3 and e["event_type"] != RUNTIME_EVENT for e in self._events):
+            raise _FailedError("register 3 has events of another type, whose names nothing binds")
         for event in events:
             try:
                 right = event_digest(event) == bytes.fromhex(event["digest"])
@@ -393,6 +458,7 @@ class _Checker:
             raise _FailedError("made for another signer")
         if self._encryption_key and match[3].lower() != self._encryption_key.hex():
             raise _FailedError("made for another encryption key")
+        self._update = match[1]
         return match[1]
 
     def _check_gpu_nonce(self) -> str:
@@ -405,13 +471,15 @@ class _Checker:
         if not payload:
             raise _NotRunError("no GPU evidence")
         nonce = payload.get("nonce") if isinstance(payload, dict) else None
-        bound = self._report_data if self._encryption_key else self._report_data.rstrip(b"\0")
-        if not isinstance(nonce, str) or nonce.lower().removeprefix("0x") != keccak256(bound).hex():
+        if not isinstance(nonce, str) or nonce.lower().removeprefix("0x") != self._gpu_nonce():
             raise _FailedError("the GPU evidence has another nonce")
         return "the nonce only: the evidence itself isn't verified"
 
+    def _gpu_nonce(self) -> str:
+        return keccak256(self._report_data if self._encryption_key else self._report_data.rstrip(b"\0")).hex()
+
     def _quote_signature(self) -> str:
-        raise _NotRunError("needs Intel's certificates")
+        raise _NotRunError("needs the manufacturer's certificates")
 
     # -- helpers
 
@@ -447,6 +515,37 @@ class _Checker:
             return None
         registers = {f"rtmr{index}": value.hex() for index, value in enumerate(self._quote.rtmrs)}
         return {"mrtd": self._quote.mrtd.hex(), **registers}
+
+
+class _LlmChecker(_Checker):
+    """The report data is 20 bytes of address, 12 zeros and 32 bytes of nonce; the fields lie elsewhere."""
+
+    def _check_signer(self) -> str:
+        text = self._text("signing_address")
+        if not re.fullmatch("0x[0-9a-fA-F]{40}", text):
+            raise _FailedError("signing_address is no address")
+        self._signer = checksum_address(text)
+        if self._signer.lower() != self._expected.lower():
+            raise _FailedError(f"the report names {self._signer}, the chain {printable(self._expected, limit=60)}")
+        return self._signer
+
+    def _check_report_data(self) -> str:
+        if self._signer is None:
+            raise _FailedError("no signing_address")
+        try:
+            nonce = bytes.fromhex(self._text("request_nonce"))
+        except ValueError:
+            raise _FailedError("request_nonce is no hex") from None
+        self._report_data = bytes.fromhex(self._signer[2:]).ljust(32, b"\0") + nonce
+        if len(nonce) != 32 or self._need_quote().report_data != self._report_data:
+            raise _FailedError("address and nonce differ from those in the quote")
+        return ""
+
+    def _gpu_nonce(self) -> str:
+        return self._report_data[32:].hex()
+
+    def _bound_fields(self) -> tuple[str, ...]:
+        return _BOUND + _BOUND_LLM
 
 
 def _outcome(name: str, step: Callable[[], str]) -> Check:
