@@ -127,6 +127,7 @@ class World:
         self.account_nonce = 0
         self.delivered_at = AT
         self.guarded = False
+        self.revoked = False
         self.balance = 10**18
         (folder / "train.jsonl").write_text('{"instruction": "Say hello", "input": "", "output": "hello"}\n' * 3)
 
@@ -152,7 +153,7 @@ class World:
                 occupied=False,
                 models=(),
                 tee_signer_address=self.signers[provider],
-                tee_signer_acknowledged=True,
+                tee_signer_acknowledged=not self.revoked,
             )
             for provider, price in self.prices.items()
         )
@@ -485,20 +486,25 @@ class FineTuning:
         if not self.world.guarded:
             await anyio.sleep_forever()
         services = {s.provider: s for s in await self.call("rpc read", self.world.services)}
-        tasks = await self.call("list", lambda: tuple(self.world.tasks))
+        known, silent = {}, {}
+        for provider in services:
+            try:
+                known.update({task.id: task for task in await self.list_task(provider)})
+            except ProviderUnavailableError as error:
+                silent[provider] = error
         open_tasks = [
             OpenTask(
                 provider=t.provider,
                 task_id=t.id,
                 service=services.get(t.provider),
-                task=t,
+                task=known.get(t.id),
                 deliverable=self.world.deliverables.get(t.id),
             )
-            for t in tasks
+            for t in self.world.tasks
             if not ((d := self.world.deliverables.get(t.id)) and (d.acknowledged or d.settled))
-            and (d is not None or not t.is_terminal)
+            and (d is not None or (t.id in known and not t.is_terminal))
         ]
-        return OpenTasks(tasks=tuple(open_tasks), services=services, silent={})
+        return OpenTasks(tasks=tuple(open_tasks), services=services, silent=silent)
 
     def watch_task(self, provider: str, task_id: str, *, cursor: str | None = None) -> "Watch":
         return Watch(self.process, provider, task_id, cursor)

@@ -46,6 +46,9 @@ MAX_REVERTED: Final = 2
 """How often a stage's transaction is sent anew after one was mined as a failure."""
 _UNTIL_DEADLINE: Final = frozenset({"download_model", "acknowledge_deliverable"})
 """Stages that are tried as long as the acknowledgement window is open: missing it costs the key."""
+_UNTIL_OVER: Final = frozenset({"train"})
+"""Stages that are tried for ever: a task that nobody watches may be delivered, and its window close."""
+LONGEST_WATCH_WAIT: Final = 30.0
 _MAY_BE_MENDED: Final = (ProviderError, ConfigError, InsufficientGasFundsError, FeeCapError)
 """What is tried again in these stages, because the user or the provider may mend it in time."""
 
@@ -213,10 +216,11 @@ def _retry(state: JobState, stage: Stage, error: ZgError, now: dt.datetime) -> S
     if not (can_help or (may_go_on and isinstance(error, _MAY_BE_MENDED))):
         return None
     attempt = 1 + (state.retry.attempt if state.retry is not None and state.retry.stage == stage.name else 0)
-    if attempt >= MAX_ATTEMPTS and not may_go_on:
+    watches = stage.name in _UNTIL_OVER
+    if attempt >= MAX_ATTEMPTS and not (may_go_on or watches):
         return None
     told = error.retry_after if error.retry_after is not None and 0 <= error.retry_after < float("inf") else 0.0
-    own = min(FIRST_WAIT * 2.0 ** min(attempt - 1, 10), LONGEST_WAIT)
+    own = min(FIRST_WAIT * 2.0 ** min(attempt - 1, 10), LONGEST_WATCH_WAIT if watches else LONGEST_WAIT)
     wait = max(own, min(told, LONGEST_TOLD_WAIT))
     if window is not None:
         wait = min(wait, window.longest_pause(now))

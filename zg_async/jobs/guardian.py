@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 import anyio
 
-from zg_async.errors import ClosedError, JournalError, ZgError
+from zg_async.errors import ZgError
 from zg_async.jobs.driver import Driver, now
 from zg_async.jobs.events import JobResumed, JobSubmitted, JobWarned, TaskAdopted
 from zg_async.jobs.spec import JobSpec
@@ -62,6 +62,8 @@ class Guardian:
         self._start = start
         self._owners: dict[TaskId, JobId] = {}
         """Which job accounts for a task; never changes."""
+        self._hindered: set[Address] = set()
+        """Wallets whose last look failed."""
         self.stopping = anyio.CancelScope()
         self.ended = anyio.Event()
 
@@ -77,15 +79,14 @@ class Guardian:
 
     async def look(self) -> None:
         """Look at all wallets once; what hinders is logged, and the next look comes anyway."""
-        if not self._store.is_writer or self._store.damage is not None:
-            return
         for wallet in self._broker.wallets:
             try:
                 await self._look(self._broker.using(wallet), wallet)
-            except (JournalError, ClosedError) as error:
-                _log.warning("the guardian of %s can't record: %s", wallet, error)
+                self._hindered.discard(wallet)
             except ZgError as error:
-                _log.warning("the guardian of %s can't look: %s", wallet, error)
+                level = logging.DEBUG if wallet in self._hindered else logging.WARNING
+                _log.log(level, "the guardian of %s can't look: %s; trying again", wallet, error)
+                self._hindered.add(wallet)
 
     async def _look(self, view: "Broker", wallet: Address) -> None:
         found = await view.fine_tuning.list_open_tasks()

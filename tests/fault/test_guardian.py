@@ -1,0 +1,254 @@
+"""The acknowledgement window against everything that goes wrong, in virtual time."""
+
+import datetime as dt
+import random
+
+import anyio.to_thread
+import pytest
+
+from tests.fault.virtual_clock import VirtualClock, inline
+from tests.fault.world import PARAMS, PROVIDERS, SIGNER, WINDOW, Process, World
+from zg_async.errors import ChainUnavailableError, ProviderUnavailableError
+from zg_async.jobs.runner import JobRunner
+from zg_async.jobs.state import JobStatus
+from zg_async.jobs.store import Journal, MemoryStore
+from zg_async.wire.records import TaskProgress
+
+SECONDS = WINDOW.total_seconds()
+ROOT = "0x" + "11" * 32
+
+
+@pytest.fixture(autouse=True)
+def _no_threads(monkeypatch):
+    monkeypatch.setattr(anyio.to_thread, "run_sync", inline)
+
+
+class Case:
+    """A delivered task, its window running, and a process that comes and goes."""
+
+    def __init__(self, folder, *, foreign=True, **spec):
+        folder.mkdir(exist_ok=True)
+        self.world = World(folder)
+        self.clock = self.world.clock = VirtualClock()
+        self.world.guarded = True
+        self.world.acknowledge = self.acknowledge
+        self.journal = Journal()
+        self.foreign, self.spec = foreign, spec
+        self.acknowledged_at = None
+        self.fails = lambda kind, part: False
+        """Whether `rpc` or `provider` is out when so much of the window is over."""
+        self.armed = False
+
+    @property
+    def start(self):
+        return self.world.delivered_at.timestamp()
+
+    @property
+    def part(self):
+        return (self.clock.now() - self.start) / SECONDS
+
+    def acknowledge(self, task_id):
+        self.acknowledged_at = self.part
+        World.acknowledge(self.world, task_id)
+
+    def fail(self, process, count, name):
+        if not self.armed:
+            return
+        if ("rpc" in name or name.endswith(" poll")) and self.fails("rpc", self.part):
+            raise ChainUnavailableError("no answer")
+        if name.endswith((" download", " list")) and self.fails("provider", self.part):
+            raise ProviderUnavailableError("no answer")
+
+    def runner(self):
+        return JobRunner(Process(self.world, self.fail).broker, MemoryStore(self.journal))
+
+    async def deliver(self):
+        """Let the provider deliver; a job of our own sees it, and its process ends there."""
+        if self.foreign:
+            task = self.world.create(PROVIDERS[0], 40, ROOT, "{}")
+            while self.world.task(task.id).progress is not TaskProgress.DELIVERED:
+                self.world.advance(task.id)
+        else:
+            delivered = lambda: any(e.kind == "task_delivered" for e in self.journal.rows)  # noqa: E731
+            self.fails = lambda kind, part: bool(self.world.deliverables) and kind == "provider"
+            self.armed = True
+            async with self.runner() as runner:
+                await runner.submit(self.world.spec(deploy=False, training_params=PARAMS, **self.spec))
+                await self.clock.run_until(self.clock.now() + 300, delivered)
+        self.armed, self.fails = True, lambda kind, part: False
+
+    async def alive(self, begin, end):
+        """Run a process for a part of the window; wait without one before."""
+        await self.clock.run_until(self.start + begin * SECONDS)
+        async with self.runner() as runner:
+            await self.clock.run_until(self.start + end * SECONDS)
+            return await runner.list_jobs()
+
+    def events(self, kind):
+        return [e for e in self.journal.rows if e.kind == kind]
+
+
+def random_case(seed, folder):
+    rng = random.Random(seed)
+    case = Case(folder, foreign=rng.random() < 0.5)
+    begin = rng.uniform(0.80, 0.985)
+    end = begin + (1 - begin) * rng.uniform(0.3, 0.9)
+    outages = {
+        kind: [(a := rng.uniform(0, 1), a + rng.expovariate(4)) for _ in range(rng.randrange(6))]
+        for kind in ("rpc", "provider")
+    }
+    if rng.random() < 0.5:
+        outages[rng.choice(["rpc", "provider"])] = [(0.0, 2.0)]
+
+    def fails(kind, part):
+        return not begin <= part <= end and any(a <= part <= b for a, b in outages[kind])
+
+    lives, at = [], 0.0
+    while at < begin and rng.random() < 0.7:
+        first = rng.uniform(at, begin)
+        last = rng.uniform(first, end)
+        lives.append((first, min(last, begin)))
+        at = last
+    lives.append((begin, end) if rng.random() < 0.5 or not lives else (max(lives.pop()[0], 0), end))
+    return case, fails, lives
+
+
+@pytest.mark.slow
+@pytest.mark.goal("RUN-10")
+async def test_alive_and_reachable_in_the_last_fifth_the_acknowledgement_lands_in_time(tmp_path):
+    for seed in range(150):
+        case, fails, lives = random_case(seed, tmp_path / str(seed))
+        await case.deliver()
+        case.fails = fails
+        for begin, end in lives:
+            await case.alive(begin, end)
+        assert case.acknowledged_at is not None, f"seed {seed}: never acknowledged"
+        assert case.acknowledged_at < 1, f"seed {seed}: at {case.acknowledged_at}"
+        assert case.world.transactions.count("acknowledge_deliverable") == 1, f"seed {seed}"
+
+
+async def test_a_task_nobody_accounts_for_is_adopted_and_brought_to_its_end(tmp_path):
+    case = Case(tmp_path)
+    await case.deliver()
+    (state,) = await case.alive(0, 0.1)
+    assert case.acknowledged_at < 0.01
+    assert state.status is JobStatus.SUCCEEDED
+    assert state.adopted
+    assert state.spec.labels == {"adopted": "true"}
+    assert state.result.adapter_path.startswith(str(tmp_path / "state" / "adopted"))
+    assert case.world.transactions == ["acknowledge_deliverable"]
+
+
+async def test_a_job_of_its_own_is_not_adopted(tmp_path):
+    case = Case(tmp_path, foreign=False)
+    await case.deliver()
+    (state,) = await case.alive(0, 0.1)
+    assert state.status is JobStatus.SUCCEEDED
+    assert not state.adopted
+
+
+@pytest.mark.parametrize("foreign", [True, False])
+async def test_without_any_copy_it_is_acknowledged_when_the_window_is_about_to_close_and_says_so(tmp_path, foreign):
+    case = Case(tmp_path, foreign=foreign)
+    await case.deliver()
+    case.fails = lambda kind, part: kind == "provider" and part < 1.2
+    (state,) = await case.alive(0, 1)
+    assert 0.949 < case.acknowledged_at < 0.97
+    assert state.unverified
+    (event,) = case.events("delivery_unverified")
+    assert event.reason == "no answer"
+    (state,) = await case.alive(1.3, 1.4)
+    assert state.status is JobStatus.SUCCEEDED  # the provider came back: fetched and checked before it is opened
+
+
+@pytest.mark.goal("WAT-10", part="journal")
+async def test_the_marks_of_the_window_are_told_once_with_what_missing_it_costs(tmp_path):
+    case = Case(tmp_path)
+    await case.deliver()
+    case.fails = lambda kind, part: kind == "provider"
+    for begin in (0, 0.3, 0.6, 0.9):
+        await case.alive(begin, begin + 0.25)
+    told = case.events("ack_deadline_near")
+    assert [e.percent for e in told] == [50, 80, 95]
+    for event in told:
+        late = (event.at - case.world.delivered_at) / dt.timedelta(seconds=SECONDS) - event.percent / 100
+        assert -1e-6 <= late < 0.11
+    assert told[0].cost == "30 % of the fee (0.003 0G) and the decryption key"
+
+
+async def test_a_job_may_forfeit_instead(tmp_path):
+    case = Case(tmp_path, foreign=False, on_unverified="forfeit")
+    await case.deliver()
+    case.fails = lambda kind, part: kind == "provider"
+    (state,) = await case.alive(0, 1)
+    assert state.status is JobStatus.FAILED
+    assert len(case.events("delivery_forfeited")) == 1
+    assert case.acknowledged_at is None
+
+
+async def test_a_wrong_copy_is_forfeited_and_never_acknowledged(tmp_path):
+    case = Case(tmp_path)
+    await case.deliver()
+    case.world.encrypted = b"something else"
+    (state,) = await case.alive(0, 1)
+    assert case.acknowledged_at is None
+    assert state.status is JobStatus.FAILED
+    assert state.failure.code == "hash_mismatch"
+    assert len(case.events("delivery_forfeited")) == 1
+
+
+async def test_a_wrong_copy_is_acknowledged_at_the_end_if_the_job_says_so_and_never_opened(tmp_path):
+    case = Case(tmp_path, foreign=False, on_unverified="acknowledge_unverified")
+    await case.deliver()
+    case.fails = lambda kind, part: False
+    case.world.encrypted = b"something else"
+    (state,) = await case.alive(0, 1)
+    assert 0.949 < case.acknowledged_at < 0.97
+    assert state.status is JobStatus.FAILED
+    assert state.failure.stage == "decrypt_model"
+    assert state.result is None
+
+
+async def test_a_job_stopped_by_changed_terms_is_saved_at_the_last_mark(tmp_path):
+    case = Case(tmp_path, foreign=False)
+    await case.deliver()
+    case.fails = lambda kind, part: False
+    case.world.prices = {provider: 2 * price for provider, price in case.world.prices.items()}
+    (state,) = await case.alive(0, 0.9)
+    assert (state.status, state.failure.code) == (JobStatus.FAILED, "verification")
+    assert case.acknowledged_at is None
+    (state,) = await case.alive(0.9, 1)
+    assert 0.949 < case.acknowledged_at < 0.97
+    assert not state.unverified
+    assert state.status is JobStatus.SUCCEEDED
+
+
+@pytest.mark.goal("LED-10", part="guardian warns")
+async def test_a_wallet_without_the_gas_to_acknowledge_is_told_once(tmp_path):
+    case = Case(tmp_path)
+    await case.deliver()
+    case.world.balance = 100
+    case.fails = lambda kind, part: kind == "provider"
+    await case.alive(0, 0.2)
+    (warning,) = case.events("job_warned")
+    assert warning.code == "gas_reserve"
+    assert "Send at least" in warning.hint
+
+
+@pytest.mark.goal("RUN-13")
+@pytest.mark.parametrize("change", ["another", "revoked"])
+async def test_a_signer_that_changes_or_loses_its_approval_is_told_with_what_follows(tmp_path, change):
+    case = Case(tmp_path)
+    await case.deliver()
+    case.fails = lambda kind, part: kind == "provider"
+    await case.alive(0, 0.1)
+    if change == "another":
+        case.world.signers = dict.fromkeys(PROVIDERS, PROVIDERS[1])
+    else:
+        case.world.revoked = True
+    await case.alive(0.1, 0.2)
+    (warning,) = case.events("job_warned")
+    assert warning.code == "signer"
+    assert (PROVIDERS[1] if change == "another" else "approval") in warning.message
+    assert SIGNER in warning.message
+    assert "can't settle the task" in warning.message
