@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.unit.jobs_events import ALL
-from zg_async.jobs.events import event_from_json, event_to_json
+from zg_async.jobs.events import ProviderExcluded, event_from_json, event_to_json
 from zg_async.jobs.state import JobState, JobStatus, apply, fold
 
 SEQUENCES = st.lists(st.sampled_from(ALL), max_size=40).map(
@@ -56,8 +56,11 @@ def test_transactions_and_facts_are_never_forgotten(events):
     for event in events:
         after = apply(state, event)
         assert {p.tx_hash for p in state.paid} <= {p.tx_hash for p in after.paid}
-        assert after.task_id is not None or state.task_id is None
-        assert after.request_nonce is not None or state.request_nonce is None
+        if isinstance(event, ProviderExcluded):  # the job begins anew elsewhere
+            assert event.provider in after.excluded
+        else:
+            assert after.task_id is not None or state.task_id is None
+            assert after.request_nonce is not None or state.request_nonce is None
         state = after
 
 

@@ -59,5 +59,6 @@ ALL: tuple[e.Event, ...] = (
     e.JobCancelled(reason="asked"),
     e.JobSucceeded(adapter_path="/out/adapter", adapter_name=None, fee=1, gas=2, transactions=("0x" + "11" * 32,)),
     e.CostEstimated(provider=PROVIDER, fee_low=1, fee_likely=10**16, fee_high=10**17, gas=10**15, method="bytes"),
+    e.ProviderExcluded(provider=PROVIDER, stage="train", reason="failed"),
     e.UnknownEvent(kind="job_levitated", body={"height": "12", "by": {"whom": [1, None]}}),
 )

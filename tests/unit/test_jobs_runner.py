@@ -464,7 +464,7 @@ async def test_a_provider_that_stays_away_is_retried_with_events_and_then_given_
             raise ProviderUnavailableError("no answer", retry_after=30.0)
 
     async with runner(away) as run:
-        handle = await run.submit(world.spec())
+        handle = await run.submit(world.spec(failovers=0))
         with pytest.raises(JobFailedError) as caught:
             await handle.result()
         retries = [event for event in await collect(handle) if isinstance(event, e.StageRetrying)]

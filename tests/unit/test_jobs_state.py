@@ -17,7 +17,8 @@ HAPPY = tuple(
         | e.JobCancelled
         | e.CancelRequested
         | e.CancelRefused
-        | e.JobReconciled,
+        | e.JobReconciled
+        | e.ProviderExcluded,
     )
 )
 

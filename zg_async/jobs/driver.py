@@ -10,6 +10,7 @@ import anyio
 
 from zg_async.clock import Clock
 from zg_async.errors import (
+    AttestationError,
     ClosedError,
     ConfigError,
     ContractRevertedError,
@@ -17,12 +18,21 @@ from zg_async.errors import (
     InsufficientGasFundsError,
     JournalError,
     ProviderError,
+    TaskFailedError,
     TransactionReplacedError,
     UnfinishedTaskError,
     ZgError,
 )
 from zg_async.jobs.delivering import clean_up
-from zg_async.jobs.events import CancelRequested, Event, JobFailed, JobQueued, JobSucceeded, StageRetrying
+from zg_async.jobs.events import (
+    CancelRequested,
+    Event,
+    JobFailed,
+    JobQueued,
+    JobSucceeded,
+    ProviderExcluded,
+    StageRetrying,
+)
 from zg_async.jobs.scheduler import Scheduler
 from zg_async.jobs.stages import next_stage
 from zg_async.jobs.state import JobState, apply, fold
@@ -40,6 +50,7 @@ MAX_ATTEMPTS: Final = 12
 """Of one stage in a row, without anything good between; the waits add up to about half an hour."""
 FIRST_WAIT: Final = 2.0
 LONGEST_WAIT: Final = 300.0
+_BEFORE_TASK: Final = frozenset({"fund", "acknowledge_provider", "upload_dataset", "create_task"})
 LONGEST_TOLD_WAIT: Final = 600.0
 """Most that a `Retry-After` is honoured."""
 MAX_REVERTED: Final = 2
@@ -156,6 +167,12 @@ class Driver:
         """Try again later if that can help, else end the job."""
         retry = _retry(self.state, stage, error, now(self.clock))
         if retry is None:
+            if _may_fail_over(self.state, stage, error):
+                provider = self.work.provider
+                await self.commit(ProviderExcluded(provider=provider, stage=stage.name, reason=error.message))
+                self.work.scheduler.record(provider, succeeded=False)
+                await self._leave_turn()
+                return
             await self._fail(stage, error, code=error.code, message=error.message, hint=error.hint)
             return
         await self.commit(retry)
@@ -176,6 +193,7 @@ class Driver:
         if result is None:
             raise JournalError(f"job {self.job_id} is done, but its journal lacks the result")
         await charge(self.work, result.fee, settled=True)
+        self.work.scheduler.record(result.provider, succeeded=True)
         await self.commit(
             JobSucceeded(
                 adapter_path=result.adapter_path,
@@ -203,6 +221,19 @@ class Driver:
         if self._turn is not None:
             turn, self._turn = self._turn, None
             await turn.aclose()
+
+
+def _may_fail_over(state: JobState, stage: Stage, error: ZgError) -> bool:
+    """Say whether another provider may do better, and nothing of the job is left at this one that could cost."""
+    spec = state.spec
+    if spec is None or spec.provider is not None or state.provider is None or state.cancel_requested:
+        return False
+    if len(state.excluded) >= spec.failovers:
+        return False
+    if stage.name == "train":  # a failed task costs nothing; one that failed for want of money would fail elsewhere too
+        return isinstance(error, TaskFailedError) and "insufficient account balance" not in error.message
+    is_theirs = isinstance(error, ProviderError | AttestationError)
+    return is_theirs and state.request_nonce is None and stage.name in _BEFORE_TASK
 
 
 def _retry(state: JobState, stage: Stage, error: ZgError, now: dt.datetime) -> StageRetrying | None:

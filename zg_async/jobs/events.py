@@ -80,7 +80,19 @@ class ProviderChosen(_Fact):
     url: str
     price_per_token: Neuron
     signer: Address
+    reasons: tuple[str, ...] = ()
+    """Why this one, and why not others, when the user named none."""
     kind: Literal["provider_chosen"] = "provider_chosen"
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class ProviderExcluded(_Fact):
+    """The provider failed the job, which goes on with another one. What is bound there can be retrieved."""
+
+    provider: Address
+    stage: str
+    reason: str
+    kind: Literal["provider_excluded"] = "provider_excluded"
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -355,6 +367,7 @@ Event = (
     | DatasetChecked
     | JobQueued
     | ProviderChosen
+    | ProviderExcluded
     | CostEstimated
     | ProviderFunded
     | ProviderAcknowledged

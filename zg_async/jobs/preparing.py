@@ -1,5 +1,6 @@
 """The stages before there is a task: choose the provider, fund it, acknowledge it, give it the dataset."""
 
+import dataclasses
 import itertools
 from collections.abc import AsyncGenerator, Sequence
 from typing import Final
@@ -54,7 +55,11 @@ async def choose_provider(work: Work) -> AsyncGenerator[Event, None]:
         await _check_serving(work, services[0])
         yield terms_of(services[0])
         return
-    yield terms_of(await _traced(work, services) or await _best_free(work, services))
+    if (traced := await _traced(work, services)) is not None:
+        yield terms_of(traced)
+        return
+    service, reasons = await _best_free(work, services)
+    yield dataclasses.replace(terms_of(service), reasons=reasons)
 
 
 async def _traced(work: Work, services: Sequence[FineTuningService]) -> FineTuningService | None:
@@ -72,12 +77,14 @@ async def _traced(work: Work, services: Sequence[FineTuningService]) -> FineTuni
     return None
 
 
-async def _best_free(work: Work, services: Sequence[FineTuningService]) -> FineTuningService:
-    """Return the best provider that answers, has the model and no unfinished task of this wallet."""
-    reasons: dict[Address, str] = {}
+async def _best_free(work: Work, services: Sequence[FineTuningService]) -> tuple[FineTuningService, tuple[str, ...]]:
+    """Return, with the reasons, the best provider that answers, has the model and no unfinished task of this wallet."""
+    reasons = {provider: f"failed this job: {why}" for provider, why in work.state.excluded.items()}
     hints: list[str] = []
     retryable = False
     for service in work.scheduler.order(services, work.wallet):
+        if service.provider in work.state.excluded:
+            continue
         try:
             await work.broker.fine_tuning.resolve_model(service.provider, work.spec.model)
             await _check_serving(work, service)
@@ -88,7 +95,8 @@ async def _best_free(work: Work, services: Sequence[FineTuningService]) -> FineT
             retryable |= error.retryable
             continue
         if blocking is None:
-            return service
+            passed = tuple(f"not {provider}: {reason}" for provider, reason in reasons.items())
+            return service, (work.scheduler.reason(service, services, work.wallet), *passed)
         retryable, reasons[service.provider] = True, f"has the unfinished task {blocking.id} of this wallet"
     tried = "; ".join(f"{provider}: {reason}" for provider, reason in reasons.items()) or "none is registered"
     if retryable:

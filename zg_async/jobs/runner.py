@@ -294,6 +294,10 @@ class JobRunner:
         known = await self.list_jobs()
         for state in known:
             self._cap(state)
+            for provider in state.excluded:
+                self._scheduler.record(provider, succeeded=False)
+            if state.status is JobStatus.SUCCEEDED and state.provider is not None:
+                self._scheduler.record(state.provider, succeeded=True)
         states = [state for state in known if not state.status.is_terminal]
         for state in sorted(states, key=lambda s: not s.has_open_task):  # who has a task, has the turn
             self._start(state)

@@ -1,6 +1,6 @@
 """Whose turn it is: a provider takes a wallet's next task only when the last one is finished."""
 
-from collections.abc import AsyncGenerator, Iterable
+from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import asynccontextmanager
 
 import anyio
@@ -17,6 +17,7 @@ class Scheduler:
         """Begin with all providers free."""
         self._turns: dict[_Pair, anyio.Lock] = {}
         self._jobs: dict[_Pair, list[JobId]] = {}
+        self._outcomes: dict[Address, tuple[int, int]] = {}
 
     def jobs_at(self, wallet: Address, provider: Address) -> tuple[JobId, ...]:
         """Return who has or waits for the turn, first the one who has it."""
@@ -40,5 +41,31 @@ class Scheduler:
         """Sort providers by how soon and how cheaply they would take a job of this wallet."""
         return sorted(
             services,
-            key=lambda s: (len(self.jobs_at(wallet, s.provider)), s.occupied, s.price_per_token, s.provider),
+            key=lambda s: (
+                len(self.jobs_at(wallet, s.provider)),
+                self._is_bad(s.provider),
+                s.occupied,
+                s.price_per_token,
+                s.provider,
+            ),
         )
+
+    def reason(self, service: FineTuningService, services: Sequence[FineTuningService], wallet: Address) -> str:
+        """Say in words why a provider was taken."""
+        good, bad = self._outcomes.get(service.provider, (0, 0))
+        cheaper = sum(1 for s in services if s.price_per_token < service.price_per_token)
+        return (
+            f"{len(self.jobs_at(wallet, service.provider))} jobs of this wallet there, "
+            f"{'occupied' if service.occupied else 'free'}, {service.price_per_token} neuron per token "
+            f"({cheaper} of {len(services)} cheaper), {good} jobs succeeded and {bad} failed there before"
+        )
+
+    def record(self, provider: Address, *, succeeded: bool) -> None:
+        """Remember how a job ended at a provider; the journal tells it again after a restart."""
+        good, bad = self._outcomes.get(provider, (0, 0))
+        self._outcomes[provider] = (good + succeeded, bad + (not succeeded))
+
+    def _is_bad(self, provider: Address) -> bool:
+        """Whether more jobs failed there than succeeded: such a provider comes last."""
+        good, bad = self._outcomes.get(provider, (0, 0))
+        return bad > good

@@ -54,6 +54,9 @@ class JobSpec:
     """Most that may be gone for all jobs of the batch together; the same in each of them."""
     tokenizer: str | os.PathLike[str] | None = None
     """The model's `tokenizer.json`, to know the fee before it is paid; None: the fee is estimated as a range."""
+    failovers: int = 2
+    """How many other providers may be tried when one fails the job before a model is delivered; none is, when the
+    provider was named. The money bound at the one that failed stays there until it is retrieved."""
     when_busy: Literal["queue", "fail", "wait_for_free"] = "queue"
     """What to do when other users' tasks are ahead at the provider."""
     require_verified: bool = False

@@ -33,6 +33,7 @@ from zg_async.jobs.events import (
     Paid,
     ProviderAcknowledged,
     ProviderChosen,
+    ProviderExcluded,
     ProviderFunded,
     StageRetrying,
     TaskAdopted,
@@ -102,6 +103,8 @@ class JobState:
     dataset: DatasetChecked | None = None
     provider: Address | None = None
     terms: ProviderChosen | None = None
+    excluded: Mapping[Address, str] = dataclasses.field(default_factory=dict)
+    """Providers that failed this job, and why."""
     estimate: CostEstimated | None = None
     """Made before the first payment to the present provider."""
     funded: frozenset[str] = frozenset()
@@ -191,6 +194,8 @@ def _apply(state: JobState, event: Event) -> JobState:  # one arm per event
             return state
         case ProviderChosen():
             return change(provider=event.provider, terms=event, status=_running(state))
+        case ProviderExcluded():
+            return _excluded(state, event)
         case CostEstimated():
             return change(estimate=event)
         case ProviderFunded():
@@ -245,6 +250,24 @@ def _apply(state: JobState, event: Event) -> JobState:  # one arm per event
             return change(unknown=True)
         case _:
             assert_never(event)
+
+
+def _excluded(state: JobState, event: ProviderExcluded) -> JobState:
+    """Begin anew with another provider; what was spent stays on record."""
+    return dataclasses.replace(
+        state,
+        excluded={**state.excluded, event.provider: event.reason},
+        provider=None,
+        terms=None,
+        estimate=None,
+        funded=frozenset(),
+        signer_acknowledged=False,
+        dataset_hash=None,
+        request_nonce=None,
+        task_id=None,
+        progress=None,
+        fee=0,
+    )
 
 
 def _running(state: JobState) -> JobStatus:

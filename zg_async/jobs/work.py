@@ -78,7 +78,8 @@ class Work:
 
     def keys(self, effect: str) -> list[str]:
         """Return the outbox keys of an effect: one per generation, the last is the one to use."""
-        base = f"{self.state.job_id}/{effect}"
+        turn = len(self.state.excluded)
+        base = f"{self.state.job_id}/{effect}" + (f"/provider-{turn + 1}" if turn else "")
         count = self.state.generations.get(effect.split("/")[0], 0)
         return [base, *(f"{base}/again-{n}" for n in range(1, count + 1))]
 
