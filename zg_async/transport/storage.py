@@ -22,7 +22,6 @@ from zg_async.transport.storage_part import refuse_existing
 from zg_async.transport.storage_settings import StorageProgress, StorageSettings
 from zg_async.transport.storage_submit import Cashier
 from zg_async.transport.storage_upload import Upload
-from zg_async.wire.contracts import FlowContract
 from zg_async.wire.hashing import hex0x
 from zg_async.wire.merkle import MerkleTree, fragment_size
 from zg_async.wire.records import Address, RootHash
@@ -165,7 +164,6 @@ class Storage:
             self._directory(),
             cashier,
             chain_id=self._chain.chain_id,
-            submissions=lambda: self._chain.call(FlowContract(cashier.flow).num_submissions()),
             wallet=wallet,
             clock=self._clock,
             settings=chosen,

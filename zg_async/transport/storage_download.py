@@ -135,7 +135,7 @@ class Download:
     @staticmethod
     def _other_size(root: bytes, size: int | None, found: Sequence[Peer]) -> None:
         sizes = {peer.info.size for peer in found if peer.info is not None}
-        if size is not None and size not in sizes and all(p.info is not None and p.info.finalized for p in found):
+        if size is not None and size not in sizes:
             raise HashMismatchError(
                 f"the nodes have {' or '.join(str(s) for s in sorted(sizes))} bytes under {hex0x(root)}, "
                 f"{size} were expected",

@@ -6,6 +6,7 @@ plain http will do.
 
 import base64
 import dataclasses
+import io
 import json
 import logging
 from collections.abc import Sequence
@@ -70,7 +71,7 @@ class NodeClient:
             async with self.http.exchange(
                 "POST",
                 self.url,
-                data=body,
+                data=io.BytesIO(body) if large else body,  # sent in pieces
                 headers={"Content-Type": "application/json"},
                 transfer=large,
                 plain_http=True,

@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 from collections.abc import Sequence
+from typing import TypeVar
 
 from zg_async.errors import (
     ConfigError,
@@ -10,15 +11,17 @@ from zg_async.errors import (
     FeeCapError,
     InsufficientGasFundsError,
     StorageError,
+    WrongChainError,
 )
 from zg_async.transport.chain import Chain
 from zg_async.units import format_amount
-from zg_async.wire.contracts import FlowContract, MarketContract
+from zg_async.wire.contracts import Call, FlowContract, MarketContract
 from zg_async.wire.hashing import checksum_address
 from zg_async.wire.merkle import MerkleTree
 from zg_async.wire.records import Address, Receipt, TxHash
 from zg_async.wire.submission import storage_fee, submit_call, submitted
 
+T = TypeVar("T")
 _log = logging.getLogger("zg_async.storage")
 
 
@@ -61,20 +64,31 @@ class Cashier:
             FeeCapError: It is above the cap.
             StorageError: There is no flow contract.
         """
-        contract = FlowContract(self.flow)
-        if not (await self._chain.code_sizes([self.flow]))[0]:
-            raise StorageError(
-                f"there is no flow contract at {self.flow} on {self._chain.network.name}",
-                hint='Check the network, or pass the right address as contracts={"flow": ...}',
-            )
-        market = await self._chain.call(contract.market())
-        price = await self._chain.call(MarketContract(market).price_per_sector())
+        market = await self._ask(FlowContract(self.flow).market())
+        price = await self._ask(MarketContract(market).price_per_sector())
         if price > self._max_price:
             raise FeeCapError(
                 f"a storage sector costs {price} neuron, the cap is {self._max_price}",
                 hint="If that is right, raise StorageSettings.max_price_per_sector",
             )
         return price
+
+    async def submissions(self) -> int:
+        """Read how many submissions there were.
+
+        Raises:
+            StorageError: There is no flow contract.
+        """
+        return await self._ask(FlowContract(self.flow).num_submissions())
+
+    async def _ask(self, call: Call[T]) -> T:
+        try:
+            return await self._chain.call(call)
+        except (ContractRevertedError, WrongChainError) as error:
+            raise StorageError(
+                f"there is no flow contract at {self.flow} on {self._chain.network.name}: {error.message}",
+                hint='Check the network, or pass the right address as contracts={"flow": ...}',
+            ) from error
 
     async def fee(self, trees: Sequence[MerkleTree]) -> int:
         """Return what storing files costs now, in neuron, gas not included."""

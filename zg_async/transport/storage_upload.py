@@ -84,7 +84,6 @@ class Upload:
         cashier: Cashier,
         *,
         chain_id: int,
-        submissions: Callable[[], Awaitable[int]],
         wallet: Address,
         clock: Clock,
         settings: StorageSettings,
@@ -98,7 +97,6 @@ class Upload:
             directory: Finds nodes.
             cashier: Pays.
             chain_id: The nodes have to be on it.
-            submissions: Reads how many submissions there were.
             wallet: Pays.
             clock: Waits.
             settings: Limits and patience.
@@ -114,7 +112,6 @@ class Upload:
         self._directory = directory
         self._cashier = cashier
         self._chain_id = chain_id
-        self._submissions = submissions
         self._wallet = wallet
         self._clock = clock
         self._settings = settings
@@ -204,7 +201,7 @@ class Upload:
 
     async def _find_or_pay(self, group: Sequence[_Part], peers: Sequence[Peer], key: str) -> None:
         if self._skip_existing:
-            count = await self._submissions()
+            count = await self._cashier.submissions()
             for part in group:
                 part.place = await self._existing(part.tree, peers, count)
         missing = tuple(part for part in group if part.place is None)
