@@ -8,7 +8,7 @@ from typing import Any
 import cyclopts
 
 from zg_async import __version__
-from zg_async.cli import adapter, dataset, demo, devnet, serve
+from zg_async.cli import adapter, dataset, demo, devnet, serve, storage
 from zg_async.cli.render import error_line, exit_code
 from zg_async.errors import ZgError
 
@@ -16,6 +16,9 @@ app = cyclopts.App(name="zg", help="Fine-tune and chat on the 0G Compute Network
 app.command(devnet.app)
 app.command(dataset.app)
 app.command(adapter.app)
+app.command(storage.app)
+app.command(storage.upload, name="upload")
+app.command(storage.download, name="download")
 app.command(demo.demo, name="demo")
 app.command(serve.serve, name="serve")
 app.command(serve.router_serve, name="router-serve")
