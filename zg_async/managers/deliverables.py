@@ -23,9 +23,11 @@ from zg_async.errors import (
 )
 from zg_async.managers import delivery
 from zg_async.managers.context import Context
+from zg_async.managers.diagnosis import Diagnosis, diagnose
 from zg_async.managers.model_sources import Method, check_method, fetch_model
 from zg_async.managers.open_tasks import OpenTasks, read_open_tasks
 from zg_async.managers.provider_client import ProviderClient
+from zg_async.managers.recovery import Recovery, recover
 from zg_async.managers.task_changes import TaskChange, TaskStateChanged
 from zg_async.managers.watch import LogFollow, TaskWatch, WatchHub
 from zg_async.wire import provider_api, signing
@@ -179,6 +181,29 @@ class Deliverables:
             What chain and providers know; providers that don't answer are named.
         """
         return await read_open_tasks(self._ctx)
+
+    async def diagnose(self, provider: str) -> Diagnosis:
+        """Name the state this wallet is in at a provider, and the exact steps out of it. Sends nothing.
+
+        Args:
+            provider: The provider's address.
+        """
+        return await diagnose(self._ctx, provider)
+
+    async def recover(self, provider: str, *, dry_run: bool = True) -> Recovery:
+        """Take the steps that `diagnose` offers, as far as they go now; call it again where it had to wait.
+
+        A provider that settled a delivery with penalty is freed by deleting the ledger: that takes the money from all
+        sub-accounts, so it is refused while tasks are open elsewhere.
+
+        Args:
+            provider: The provider's address.
+            dry_run: Only say what would be done.
+
+        Raises:
+            ConfigError: The state is one for people, or tasks are open elsewhere. Nothing was sent.
+        """
+        return await recover(self._ctx, provider, dry_run=dry_run)
 
     # ---- deliverable
 
