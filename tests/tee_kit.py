@@ -11,9 +11,7 @@ from zg_async.devnet.quote import Quote, build_quote
 from zg_async.devnet.tdx import TdxMaker
 from zg_async.managers.verification_record import Evidence, FetchedReport, ServiceVerification, judge
 from zg_async.transport.tee import TeePolicy
-from zg_async.wire.hashing import keccak256
 from zg_async.wire.records import Address
-from zg_async.wire.signing import eip191_hash, sign_digest, signature_hex
 
 KEY = hashlib.sha256(b"tee").digest()
 SIGNER = address_of(KEY)
@@ -104,10 +102,6 @@ def llm_report(key: bytes = KEY, nonce: bytes = b"\7" * 32) -> bytes:
             "all_attestations": [],
         }
     ).encode()
-
-
-def sign_body(body: bytes, key: bytes = KEY) -> str:
-    return signature_hex(sign_digest(key, eip191_hash(keccak256(body))))
 
 
 def fields(body: bytes) -> dict:

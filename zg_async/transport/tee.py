@@ -21,6 +21,8 @@ from zg_async.wire.strict_json import BadJsonError, decode_json
 
 INSTALL: Final = "pip install 'zg-async[tee]'"
 _DAY: Final = 86_400
+_TAG: Final = 48 + 584 + 4 + 64 + 64
+"""Where a quote of version 4 says what kind of certification data follows."""
 _LIMIT: Final = 4 * MIB
 
 
@@ -136,6 +138,8 @@ def verify_chain(
     if library is None:
         return not_checked(f"needs the extra: {INSTALL}")
     seconds = int(now)
+    if raw_quote[:2] == b"\x04\0" and raw_quote[_TAG : _TAG + 2] != b"\x06\0":  # the library doesn't look
+        return _refused("unknown certification data")
     try:
         parsed = library.QuoteCollateralV3.from_json(json.dumps(dict(collateral)))
         verifier = library.QuoteVerifier(root)

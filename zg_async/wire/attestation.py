@@ -341,6 +341,8 @@ class _Checker:
                 fields = decode_json(value, limit=QUOTE_LIMIT) if isinstance(value, str) else value
                 bound = "tcb_info" if place == "info" else "app_compose"
                 names += [f"{place}.{key}" for key in fields or () if key != bound]
+        if self._raw:
+            names.append("quote: its own copy of the root certificate")  # the one that counts is the verifier's
         if any(e["imr"] != 3 for e in self._events):
             names += [f"event_log: {key} of boot events" for key in ("event", "event_payload", "event_type")]
         return tuple(printable(name, limit=80) for name in names[:200])
