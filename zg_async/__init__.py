@@ -71,6 +71,7 @@ _HOMES = {
         "WrongChainError",
         "ZgError",
     ),
+    "zg_async.jobs.batch": ("Batch", "BatchResult", "BatchRow", "read_batch"),
     "zg_async.jobs.plan": ("JobPlan", "PlannedTransaction", "PlannedUpload"),
     "zg_async.jobs.runner": ("JobHandle", "JobRunner"),
     "zg_async.jobs.spec": ("JobSpec",),
@@ -219,6 +220,10 @@ if TYPE_CHECKING:
     from zg_async.errors import VerificationError as VerificationError
     from zg_async.errors import WrongChainError as WrongChainError
     from zg_async.errors import ZgError as ZgError
+    from zg_async.jobs.batch import Batch as Batch
+    from zg_async.jobs.batch import BatchResult as BatchResult
+    from zg_async.jobs.batch import BatchRow as BatchRow
+    from zg_async.jobs.batch import read_batch as read_batch
     from zg_async.jobs.events import Event as Event
     from zg_async.jobs.plan import JobPlan as JobPlan
     from zg_async.jobs.plan import PlannedTransaction as PlannedTransaction

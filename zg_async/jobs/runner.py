@@ -26,6 +26,7 @@ from zg_async.errors import (
     JournalError,
     ZgError,
 )
+from zg_async.jobs.batch import AT_ONCE, Batch, BatchResult, run_batch
 from zg_async.jobs.driver import Driver, now
 from zg_async.jobs.events import DatasetChecked, Event, JobResumed, JobSubmitted
 from zg_async.jobs.guardian import Guardian
@@ -169,6 +170,31 @@ class JobRunner:
         """
         return await (await self.submit(spec)).result()
 
+    async def run_batch(self, batch: Batch, *, at_once: int = AT_ONCE) -> BatchResult:
+        """Run a matrix of jobs and wait for all of them. A job that fails stops no other.
+
+        The same batch again, in this or another process, runs nothing twice: what is done is told again, what was
+        interrupted goes on, what failed is told as failed (`resume` tries it again).
+
+        Args:
+            batch: The matrix; its jobs are made one by one, so that a large one takes no memory ahead of its turn.
+            at_once: How many jobs may be under way.
+
+        Returns:
+            One row per job.
+
+        Raises:
+            ConfigError: The matrix can't be used. Jobs that can't be submitted are rows.
+            JournalError: The journal is damaged, or another process drives it.
+        """
+        self._require_writer()
+        return await run_batch(self, batch, at_once=at_once)
+
+    @property
+    def broker(self) -> "Broker":
+        """What it runs on."""
+        return self._broker
+
     async def attach(self, job_id: str) -> "JobHandle":
         """Get the handle of a job, whichever process runs or ran it.
 
@@ -259,7 +285,7 @@ class JobRunner:
 
     async def _check(self, spec: JobSpec) -> DatasetChecked | None:
         """Look at everything that can be wrong before money moves."""
-        for state in await self.list_jobs():
+        for state in [driver.state for driver in self._drivers.values()]:
             if not state.status.is_terminal and state.spec and state.spec.output_dir == spec.output_dir:
                 raise ConfigError(
                     f"job {state.job_id} writes to {spec.output_dir}", hint="Give each job a folder of its own"
