@@ -298,8 +298,6 @@ class Deliverables:
             StorageError: Only 0G Storage was asked for, and it hasn't got it.
         """
         check_method(download_method)
-        if download_method == "tee":
-            return await self.download_lora_from_tee(provider, task_id, output_path)
         deliverable = await self.get_deliverable(provider, task_id)
         path = Path(output_path)
         if await anyio.Path(path).is_dir():
