@@ -66,15 +66,18 @@ class Guardian:
         """Wallets whose last look failed."""
         self.stopping = anyio.CancelScope()
         self.ended = anyio.Event()
+        self.is_running = False
 
     async def run(self) -> None:
         """Look again and again."""
+        self.is_running = True
         try:
             with self.stopping:
                 while True:
                     await self.look()
                     await self._broker.clock.sleep(LOOK_SECONDS)
         finally:
+            self.is_running = False
             self.ended.set()
 
     async def look(self) -> None:

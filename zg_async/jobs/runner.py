@@ -8,6 +8,7 @@ import dataclasses
 import hashlib
 import json
 import logging
+import signal
 import uuid
 from collections import deque
 from types import TracebackType
@@ -45,6 +46,7 @@ from zg_async.wire.records import Address, JobId
 
 if TYPE_CHECKING:
     from zg_async.broker import Broker
+    from zg_async.managers.diagnosis import Diagnosis
 
 _log = logging.getLogger("zg_async.jobs")
 
@@ -66,8 +68,9 @@ class JobRunner:
         self._scheduler = Scheduler()
         self._background = Background()
         self._drivers: dict[JobId, Driver] = {}
-        self._guardian = Guardian(broker, self._store, lambda: tuple(self._drivers.values()), self._start)
+        self._guardian = self._make_guardian()
         self._guards = guard
+        self._holding = anyio.CancelScope()
         self._stopped: dict[JobId, ZgError] = {}
         self._failures: dict[JobId, BaseException] = {}
         self._is_open = False
@@ -80,6 +83,7 @@ class JobRunner:
             await self._store.open(Owner(chain_id=chain.chain_id, genesis=chain.genesis_hash, wallets=wallets))
             self._is_open = True
             await self._start_all()
+            self._background.start(self._hold(), name="zg journal lease")
         except BaseException:
             await self.aclose()
             raise
@@ -97,6 +101,7 @@ class JobRunner:
         for driver in drivers:
             driver.stop()
         self._guardian.stopping.cancel()
+        self._holding.cancel()
         with anyio.CancelScope(shield=True):
             for driver in drivers:
                 await driver.ended.wait()
@@ -373,6 +378,53 @@ class JobRunner:
             self._drivers.pop(driver.job_id, None)
             driver.ended.set()
             self._store.notify()
+
+    async def _hold(self) -> None:
+        """Begin to drive when the process that did has died or hangs; stop when another one took over."""
+        with self._holding:
+            while True:
+                try:
+                    is_ours = await self._store.hold()
+                except (JournalError, ClosedError) as error:
+                    _log.error("the journal's lease can't be renewed: %s", error)
+                    continue
+                if is_ours:
+                    _log.warning("the journal is ours now; going on with its jobs")
+                    await self._start_all()
+                else:
+                    _log.error("another process has taken the journal over")
+                    await self._let_go()
+
+    async def _let_go(self) -> None:
+        for driver in tuple(self._drivers.values()):
+            driver.stop()
+        if self._guardian.is_running:
+            self._guardian.stopping.cancel()
+            await self._guardian.ended.wait()
+            self._guardian, self._guards = self._make_guardian(), True
+
+    def _make_guardian(self) -> Guardian:
+        return Guardian(self._broker, self._store, lambda: tuple(self._drivers.values()), self._start)
+
+    async def until_signal(self, *signals: signal.Signals) -> None:
+        """Drive jobs until the process is asked to end; then leave the runner, and another one goes on.
+
+        Args:
+            signals: None given: SIGTERM and SIGINT.
+        """
+        with anyio.open_signal_receiver(*(signals or (signal.SIGTERM, signal.SIGINT))) as received:
+            async for _ in received:
+                return
+
+    async def doctor(self, provider: str, *, wallet: str | None = None) -> "Diagnosis":
+        """Name the state of a wallet at a provider, and the exact steps out of it. Sends nothing.
+
+        Args:
+            provider: The provider's address.
+            wallet: One of the broker's; None: its first.
+        """
+        view = self._broker.using(wallet) if wallet else self._broker
+        return await view.fine_tuning.diagnose(provider)
 
     # ---- checks
 

@@ -7,7 +7,8 @@ head knows are sound: the process died between commit and head. Fewer or others 
 then nothing is written until `reconcile`, which keeps the sound beginning and sets the damaged file aside.
 
 One process writes: it holds an exclusive transaction in `<file>.lock`, which the system drops when the process dies,
-and it raises the epoch, which every commit compares. Others read.
+and it raises the epoch, which every commit compares. Others read, and wait for their turn. A writer that hangs stops
+renewing `<file>.lease`; after a minute another one raises the epoch, and the first fails at its next commit.
 Appends that wait at the same time share one commit.
 """
 
@@ -40,6 +41,9 @@ _VERSION: Final = 1
 _GENESIS_HASH: Final = bytes(32)
 _POLL_SECONDS: Final = 0.25
 """How often a reader looks for what another process wrote."""
+BEAT_SECONDS: Final = 10.0
+"""How often a writer renews its lease, and others look whether it has expired."""
+LEASE_SECONDS: Final = 60.0
 
 _SCHEMA: Final = """
 create table if not exists meta (name text primary key, value text not null) without rowid;
@@ -89,6 +93,7 @@ class SqliteStore:
         self._news = News()
         self._db: sqlite3.Connection | None = None
         self._lock: sqlite3.Connection | None = None
+        self._writes = False
         self._owner: Owner | None = None
         self._height, self._hash, self._epoch = 0, _GENESIS_HASH, 0
         self._last: dict[JobId, int] = {}
@@ -98,7 +103,7 @@ class SqliteStore:
     @property
     def is_writer(self) -> bool:
         """Whether this process may append."""
-        return self._lock is not None
+        return self._writes
 
     @property
     def was_reconciled(self) -> bool:
@@ -116,7 +121,7 @@ class SqliteStore:
         self._owner = owner
         try:
             make_private_dir(path.parent)
-            self._lock = _take_lock(path.with_name(path.name + ".lock"))
+            self._take()
             try:
                 self._open_database(path, owner)
             except BaseException:
@@ -164,6 +169,7 @@ class SqliteStore:
             check_owner(int(stored["chain_id"]), stored["genesis"], stored["wallet"], owner)
             self._epoch = int(stored["epoch"]) + 1
             db.execute("update meta set value = ? where name = 'epoch'", (str(self._epoch),))
+        self._write_lease()
 
     def _check(self) -> None:
         """Walk the chain and compare it with the head outside."""
@@ -201,6 +207,58 @@ class SqliteStore:
             previous = stored
             yield expected, stored, JobId(columns[1]), columns[2]
 
+    # ---- lease
+
+    async def hold(self) -> bool:
+        """Renew the lease while this process writes, or wait until it may; return which of both changed."""
+        while True:
+            await self._clock.sleep(BEAT_SECONDS)
+            was_writer = self._writes
+            await self._in_thread(self._renew if was_writer else self._try_again)
+            if self._writes != was_writer:
+                return self._writes
+
+    def _take(self) -> None:
+        """Become the writer if nobody is, or if the writer's lease expired."""
+        path = self._path()
+        self._lock = _take_lock(path.with_name(path.name + ".lock"))
+        self._writes = self._lock is not None or self._has_expired()
+
+    def _try_again(self) -> None:
+        self._take()
+        owner = self._owner
+        if self._writes and owner is not None:
+            self._prepare(owner)
+            self._height, self._hash, self._last = 0, _GENESIS_HASH, {}
+            self._check()
+
+    def _renew(self) -> None:
+        epoch = self._require().execute("select value from meta where name = 'epoch'").fetchone()
+        if epoch is None or int(epoch[0]) != self._epoch:
+            self._broken = self._broken or "another process has taken the journal over"
+            self._writes = False
+            return
+        self._write_lease()
+
+    def _write_lease(self) -> None:
+        temporary = self._lease_path.with_name(self._lease_path.name + ".new")
+        text = json.dumps({"until": self._clock.now() + LEASE_SECONDS, "owner": process_name()})
+        with closing(os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w")) as file:
+            file.write(text)
+        temporary.replace(self._lease_path)
+
+    def _has_expired(self) -> bool:
+        """Say whether the writer has stopped renewing; a lease that can't be read is no reason to take over."""
+        try:
+            return float(json.loads(self._lease_path.read_bytes())["until"]) < self._clock.now()
+        except (OSError, ValueError, KeyError, TypeError):
+            return False
+
+    @property
+    def _lease_path(self) -> Path:
+        path = self._path()
+        return path.with_name(path.name + ".lease")
+
     async def aclose(self) -> None:
         """Close the file. Idempotent."""
         self._news.close()
@@ -214,6 +272,7 @@ class SqliteStore:
                     with suppress(sqlite3.Error):
                         connection.close()
             self._db = self._lock = None
+            self._writes = False
 
     # ---- append
 

@@ -97,6 +97,14 @@ class Store(Protocol):
         """Wake everybody in `wait_change`."""
         ...
 
+    async def hold(self) -> bool:
+        """Keep the right to write, or wait for it.
+
+        Returns:
+            True once this store may write and couldn't before, False once another one has taken the journal over.
+        """
+        ...
+
     async def reconcile(self) -> None:
         """Keep a damaged journal's sound beginning and mark its unfinished jobs as suspect.
 
@@ -236,6 +244,11 @@ class MemoryStore:
     def notify(self) -> None:
         """Wake everybody in `wait_change`."""
         self._news.notify()
+
+    async def hold(self) -> bool:
+        """Wait for ever: in one process nobody dies or hangs."""
+        await anyio.sleep_forever()
+        return False
 
     async def reconcile(self) -> None:
         """Mark all unfinished jobs as suspect."""
