@@ -8,7 +8,7 @@ from typing import Any
 import cyclopts
 
 from zg_async import __version__
-from zg_async.cli import adapter, dataset, demo, devnet, serve, storage
+from zg_async.cli import adapter, dataset, demo, devnet, jobs, serve, storage
 from zg_async.cli.render import error_line, exit_code
 from zg_async.errors import ZgError
 
@@ -20,6 +20,9 @@ app.command(storage.app)
 app.command(storage.upload, name="upload")
 app.command(storage.download, name="download")
 app.command(demo.demo, name="demo")
+app.command(jobs.run, name="run")
+app.command(jobs.plan, name="plan")
+app.command(jobs.batch, name="batch")
 app.command(serve.serve, name="serve")
 app.command(serve.router_serve, name="router-serve")
 

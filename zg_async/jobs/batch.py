@@ -147,7 +147,7 @@ class BatchRow:
     job_id: str = ""
     provider: str = ""
     final_loss: float | None = None
-    """Of the last training step that was logged; None when no log could be read."""
+    """Of the last training step that was logged, else the mean that the trainer printed at the end; None: neither."""
     cost: int = 0
     """Neuron that are gone: fee and gas."""
     seconds: float | None = None
@@ -265,5 +265,7 @@ async def _final_loss(runner: "JobRunner", state: JobState) -> float | None:
         log = await runner.broker.using(state.wallet).fine_tuning.get_log(state.provider, state.task_id)
     except ZgError:
         return None
-    losses = [e.metric.loss for e in parse_log(log) if e.metric is not None and e.metric.loss is not None]
+    entries = parse_log(log)
+    losses = [entry.metric.loss for entry in entries if entry.metric is not None]
+    losses = losses or [entry.summary.loss for entry in entries if entry.summary is not None]
     return losses[-1] if losses else None
