@@ -66,6 +66,17 @@ class _Entry:
     error: str | None = None
 
 
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class JournalInfo:
+    """A journal's place and size."""
+
+    path: str
+    size: int
+    """Bytes on disk."""
+    jobs: int
+    events: int
+
+
 class SqliteStore:
     """A journal in a file of its own, readable only by this user."""
 
@@ -188,6 +199,8 @@ class SqliteStore:
             self._write_head()  # new, or it died before its first head
         elif head is None:
             self.damage = self.damage or "its head file is gone"
+        elif total == self._height and self._died_pruning(head):
+            self._write_head()
         elif self._height < head[0]:
             self.damage = self.damage or f"it has {self._height} sound rows, and had {head[0]}"
         elif total != self._height:
@@ -372,6 +385,78 @@ class SqliteStore:
     def notify(self) -> None:
         """Wake everybody in `wait_change`."""
         self._news.notify()
+
+    # ---- upkeep
+
+    async def info(self) -> JournalInfo:
+        """Say where the journal is, and how large."""
+
+        def look() -> JournalInfo:
+            path = self._path()
+            files = [path.with_name(path.name + suffix) for suffix in ("", "-wal", "-shm")]
+            jobs, events = self._require().execute("select count(distinct job), count(*) from event").fetchone()
+            size = sum(file.stat().st_size for file in files if file.exists())
+            return JournalInfo(path=str(path), size=size, jobs=jobs, events=events)
+
+        return await self._in_thread(look)
+
+    async def backup(self, target: str | os.PathLike[str]) -> None:
+        """Copy the journal as it stands while it is in use; `target` gets a `.head` beside it, as a journal needs.
+
+        Raises:
+            ConfigError: There is such a file already, or it can't be written.
+        """
+
+        def copy() -> None:
+            path = Path(target)
+            if path.exists():
+                raise ConfigError(f"{path} exists already", hint="Choose another name for the backup")
+            try:
+                os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
+                with closing(sqlite3.connect(path)) as other:
+                    self._require().backup(other)
+                shutil.copyfile(self._head_path, path.with_name(path.name + ".head"))
+            except OSError as error:
+                raise ConfigError(f"can't back the journal up to {path}: {error.strerror}") from error
+
+        async with self._commit:  # so that file and head belong together
+            await self._in_thread(copy)
+
+    async def prune(self, *job_ids: JobId) -> int:
+        """Forget jobs for good and make the file smaller; return how many rows went.
+
+        The rest gets a new hash chain. The old head is kept in the same commit, so that a death before the new head is
+        outside isn't taken for damage.
+        """
+        check_writable(is_open=self._db is not None, is_writer=self.is_writer, damage=self.damage)
+        async with self._commit:
+            with anyio.CancelScope(shield=True):
+                gone = await self._in_thread(lambda: self._prune(frozenset(job_ids)))
+        self._news.notify()
+        return gone
+
+    def _prune(self, jobs: frozenset[JobId]) -> int:
+        db, old = self._require(), (self._height, self._hash)
+        height, row_hash, last = 0, _GENESIS_HASH, dict[JobId, int]()
+        rows = db.execute(f"select {_COLUMNS} from event order by height").fetchall()
+        with _transaction(db):
+            db.execute("delete from event")
+            for _, *columns in (row for row in rows if row[1] not in jobs):
+                height += 1
+                row_hash = _row_hash(row_hash, [height, *columns])
+                db.execute("insert into event values (?, ?, ?, ?, ?, ?, ?, ?, ?)", (height, *columns, row_hash))
+                last[JobId(columns[0])] = columns[1]
+            pruned = json.dumps({"height": old[0], "hash": old[1].hex()})
+            db.execute("insert or replace into meta values ('pruned', ?)", (pruned,))
+        self._height, self._hash, self._last = height, row_hash, last
+        self._write_head()
+        db.execute("vacuum")
+        return len(rows) - height
+
+    def _died_pruning(self, head: tuple[int, bytes]) -> bool:
+        """Say whether the head outside is the one from before the last pruning."""
+        row = self._require().execute("select value from meta where name = 'pruned'").fetchone()
+        return row is not None and json.loads(row[0]) == {"height": head[0], "hash": head[1].hex()}
 
     # ---- damage
 
