@@ -81,6 +81,7 @@ _HOMES = {
     "zg_async.jobs.events": ("Event",),
     "zg_async.managers.adapter_files": ("AdapterFolder", "describe_adapter"),
     "zg_async.managers.chat": ("ChatStream", "OpenAiConfig"),
+    "zg_async.managers.dataset_sources": ("ProvidedDataset",),
     "zg_async.managers.deliverables": ("Acknowledgement", "DeliveredModel"),
     "zg_async.managers.fine_tuning": ("TaskPreflight",),
     "zg_async.managers.inference_funds": ("Funds", "Spending"),
@@ -90,6 +91,7 @@ _HOMES = {
     "zg_async.managers.media": ("ImageAnswer", "ImageJob", "ImageJobStatus", "Transcript"),
     "zg_async.managers.retrieving": ("Retrieval",),
     "zg_async.managers.services": ("LedgerLimits",),
+    "zg_async.managers.storage": ("StorageManager",),
     "zg_async.managers.task_changes": (
         "AckDeadlineNear",
         "DeliveredProviderLostState",
@@ -113,6 +115,7 @@ _HOMES = {
     "zg_async.transport.retry": ("RetryPolicy",),
     "zg_async.transport.signer": ("DecryptionKey", "LocalSigner", "Signer"),
     "zg_async.transport.sqlite_outbox": ("SqliteOutbox",),
+    "zg_async.transport.storage_settings": ("StorageProgress", "StorageSettings"),
     "zg_async.transport.tee": ("TeePolicy",),
     "zg_async.units": ("NEURON_PER_0G", "format_amount", "og_to_wei", "parse_amount", "wei_to_og"),
     "zg_async.wire.adapter_files": ("AdapterInfo",),
@@ -146,6 +149,7 @@ _HOMES = {
         "RootHash",
         "ServiceMetadata",
         "SessionToken",
+        "SourceAttempt",
         "Task",
         "TaskId",
         "TaskProgress",
@@ -155,6 +159,7 @@ _HOMES = {
     ),
     "zg_async.wire.rows": ("DatasetReport", "TrainingParams"),
     "zg_async.wire.sse": ("ChatChunk", "ChatDelta"),
+    "zg_async.wire.storage_records": ("FetchedFile", "StoredFile"),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 
@@ -239,6 +244,7 @@ if TYPE_CHECKING:
     from zg_async.managers.adapter_files import describe_adapter as describe_adapter
     from zg_async.managers.chat import ChatStream as ChatStream
     from zg_async.managers.chat import OpenAiConfig as OpenAiConfig
+    from zg_async.managers.dataset_sources import ProvidedDataset as ProvidedDataset
     from zg_async.managers.deliverables import Acknowledgement as Acknowledgement
     from zg_async.managers.deliverables import DeliveredModel as DeliveredModel
     from zg_async.managers.fine_tuning import TaskPreflight as TaskPreflight
@@ -255,6 +261,7 @@ if TYPE_CHECKING:
     from zg_async.managers.media import Transcript as Transcript
     from zg_async.managers.retrieving import Retrieval as Retrieval
     from zg_async.managers.services import LedgerLimits as LedgerLimits
+    from zg_async.managers.storage import StorageManager as StorageManager
     from zg_async.managers.task_changes import AckDeadlineNear as AckDeadlineNear
     from zg_async.managers.task_changes import DeliveredProviderLostState as DeliveredProviderLostState
     from zg_async.managers.task_changes import TaskChange as TaskChange
@@ -287,6 +294,8 @@ if TYPE_CHECKING:
     from zg_async.transport.signer import LocalSigner as LocalSigner
     from zg_async.transport.signer import Signer as Signer
     from zg_async.transport.sqlite_outbox import SqliteOutbox as SqliteOutbox
+    from zg_async.transport.storage_settings import StorageProgress as StorageProgress
+    from zg_async.transport.storage_settings import StorageSettings as StorageSettings
     from zg_async.transport.tee import TeePolicy as TeePolicy
     from zg_async.units import NEURON_PER_0G as NEURON_PER_0G
     from zg_async.units import format_amount as format_amount
@@ -328,6 +337,7 @@ if TYPE_CHECKING:
     from zg_async.wire.records import RootHash as RootHash
     from zg_async.wire.records import ServiceMetadata as ServiceMetadata
     from zg_async.wire.records import SessionToken as SessionToken
+    from zg_async.wire.records import SourceAttempt as SourceAttempt
     from zg_async.wire.records import Task as Task
     from zg_async.wire.records import TaskId as TaskId
     from zg_async.wire.records import TaskProgress as TaskProgress
@@ -338,6 +348,8 @@ if TYPE_CHECKING:
     from zg_async.wire.rows import TrainingParams as TrainingParams
     from zg_async.wire.sse import ChatChunk as ChatChunk
     from zg_async.wire.sse import ChatDelta as ChatDelta
+    from zg_async.wire.storage_records import FetchedFile as FetchedFile
+    from zg_async.wire.storage_records import StoredFile as StoredFile
 
 
 def __getattr__(name: str) -> Any:
