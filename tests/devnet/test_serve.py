@@ -12,12 +12,15 @@ import openai
 import pytest
 from aiohttp import web
 from anyio.streams.text import TextReceiveStream
+from openai.types.fine_tuning import FineTuningJobEvent
 
 from tests.devnet.conftest import MODEL
 from tests.http_server import serving as fake_server
+from zg_async import JobRunner
 from zg_async.errors import ConfigError
 from zg_async.serve.proxy import Proxy, serving
 from zg_async.serve.upstreams import EndpointUpstream, ProviderUpstream, parse_endpoint, parse_provider
+from zg_async.units import NEURON_PER_0G
 
 pytestmark = pytest.mark.slow
 HELLO = [{"role": "user", "content": "Hello"}]
@@ -268,3 +271,78 @@ async def test_the_command_serves_until_it_is_interrupted_and_tells_address_and_
         process.send_signal(signal.SIGINT)
         with anyio.fail_after(15):
             assert await process.wait() == 130
+
+
+@pytest.mark.goal("CHT-09")
+async def test_a_stock_client_fine_tunes_and_chats_with_the_model_it_names(broker, provider, dataset):
+    async with (
+        JobRunner(broker) as runner,
+        client_of(broker, ProviderUpstream(address=provider), runner=runner) as (
+            client,
+            _,
+            _,
+        ),
+    ):
+        with pytest.raises(openai.BadRequestError):
+            await client.files.create(file=("bad.jsonl", b"{}\n"), purpose="fine-tune")
+        file = await client.files.create(file=("train.jsonl", dataset.read_bytes()), purpose="fine-tune")
+        assert [f.id async for f in await client.files.list()] == [file.id]
+        assert (await client.files.content(file.id)).content == dataset.read_bytes()
+        jobs = client.fine_tuning.jobs
+        with pytest.raises(openai.NotFoundError):
+            await jobs.create(model=MODEL, training_file="file-000000000000000000000000")
+        with pytest.raises(openai.BadRequestError, match="num_train_epochs"):
+            await jobs.create(model=MODEL, training_file=file.id, hyperparameters={"n_epochs": 100})
+        options = {"n_epochs": 1, "batch_size": 2, "learning_rate_multiplier": 1.0, "max_steps": 3}
+        job = await jobs.create(model=MODEL, training_file=file.id, hyperparameters=options, metadata={"who": "me"})
+        assert job.status in ("queued", "running")
+        assert job.metadata == {"who": "me"}
+        assert [j.id async for j in await jobs.list()] == [job.id]
+
+        streamed = await client.get(
+            f"/fine_tuning/jobs/{job.id}/events?stream=true",
+            cast_to=FineTuningJobEvent,
+            stream=True,
+            stream_cls=openai.AsyncStream[FineTuningJobEvent],
+        )
+        with anyio.fail_after(120):
+            seen = [event.id async for event in streamed]
+        listed = [event.id async for event in await jobs.list_events(job.id, limit=5)]
+        assert listed == seen
+        assert len(seen) > 8
+
+        done = await jobs.retrieve(job.id)
+        assert (done.status, done.training_file, done.hyperparameters.n_epochs) == ("succeeded", file.id, 1)
+        assert done.finished_at >= done.created_at > 0
+        answer = await client.chat.completions.create(
+            model=done.fine_tuned_model,
+            messages=[{"role": "user", "content": "Name the colour of box 1."}],
+            max_tokens=8,
+        )
+        assert answer.model == done.fine_tuned_model
+        second = await jobs.create(model=MODEL, training_file=file.id, hyperparameters=options)
+        cancelled = await jobs.cancel(second.id)
+        assert cancelled.status == "cancelled"
+        with pytest.raises(openai.NotFoundError):
+            await jobs.retrieve("ftjob-nothing")
+        assert (await client.files.delete(file.id)).deleted
+
+
+async def test_a_job_holds_what_the_cap_has_left_and_gives_back_what_it_did_not_cost(broker, provider, dataset):
+    cap = NEURON_PER_0G
+    upstream = ProviderUpstream(address=provider)
+    async with (
+        JobRunner(broker) as runner,
+        client_of(broker, upstream, runner=runner, spend_cap=cap) as (client, proxy, _),
+    ):
+        file = await client.files.create(file=("train.jsonl", dataset.read_bytes()), purpose="fine-tune")
+        options = {"n_epochs": 1, "batch_size": 2, "max_steps": 3}
+        job = await client.fine_tuning.jobs.create(model=MODEL, training_file=file.id, hyperparameters=options)
+        assert proxy.budget.reserved == cap
+        with pytest.raises(openai.APIStatusError, match="cap"):
+            await client.fine_tuning.jobs.create(model=MODEL, training_file=file.id, hyperparameters=options)
+        with anyio.fail_after(120):
+            await (await runner.attach(job.id.removeprefix("ftjob-"))).result()
+        done = await client.fine_tuning.jobs.retrieve(job.id)
+        assert (done.status, proxy.budget.reserved) == ("succeeded", 0)
+        assert 0 < proxy.budget.spent < cap

@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
@@ -35,6 +36,7 @@ async def serve(
     verify: Annotated[Literal["bytes", "signer", "off"], Parameter(name="--verify")] = "bytes",
     origin: Annotated[Sequence[str], Parameter(name="--allow-origin")] = (),
     token_file: Annotated[Path | None, Parameter(name="--token-file")] = None,
+    fine_tuning: Annotated[bool, Parameter(name="--fine-tuning")] = True,
 ) -> int:
     """Serve one provider as an OpenAI API on this machine.
 
@@ -51,13 +53,14 @@ async def serve(
         verify: How answers have to be proven: by their bytes, by the signer alone, or not at all.
         origin: A web origin that may use it; may be repeated.
         token_file: Write the token there instead of showing it.
+        fine_tuning: Serve the fine-tuning API too; it drives this wallet's jobs, which only one program can do.
     """
     from zg_async.serve.upstreams import ProviderUpstream, parse_provider
 
     address = parse_provider(provider).address
     upstreams = [ProviderUpstream(address=address, model=model)]
     options = {"spend_cap": spend_cap, "verify": verify, "origins": origin}
-    return await _run(network, rpc, upstreams, host, port, token_file, 60.0, options)
+    return await _run(network, rpc, upstreams, host, port, token_file, 60.0, options, fine_tuning=fine_tuning)
 
 
 async def router_serve(
@@ -108,14 +111,20 @@ async def _run(
     token_file: Path | None,
     pause: float,
     options: dict[str, Any],
+    *,
+    fine_tuning: bool = False,
 ) -> int:
+    from zg_async.jobs.runner import JobRunner
     from zg_async.serve.proxy import Proxy, serving
 
     cap = options.pop("spend_cap")
-    async with _broker(network, rpc) as broker:
+    async with AsyncExitStack() as stack:
+        broker = await stack.enter_async_context(_broker(network, rpc))
+        runner = await stack.enter_async_context(JobRunner(broker)) if fine_tuning else None
         proxy = Proxy(
             broker,
             upstreams,
+            runner=runner,
             token=os.environ.get(_TOKEN) or None,
             hosts=() if host in ("127.0.0.1", "::1", "localhost") else (host,),
             spend_cap=None if cap == "none" else parse_amount(cap),

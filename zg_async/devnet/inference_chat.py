@@ -306,6 +306,9 @@ class ChatRoutes:
         return await self._send_stream(request, pieces, headers)
 
     async def _generate(self, chat: _Chat, adapter: Adapter | None) -> _Answer:
+        if self._settings.canned:
+            words = self._settings.canned.split()[: chat.max_tokens]
+            return _Answer(" ".join(words), len(words), False, chat)
         question = next((content for role, content in reversed(chat.messages) if role == "user"), "")
         prompt = prompt_text(question)
         text, ended = await anyio.to_thread.run_sync(

@@ -29,6 +29,8 @@ class InferenceSettings:
     """The same for an adapter, which ends its answers by itself once it has learned to."""
     latency: float = 0.0
     """Added to every answer."""
+    canned: str = ""
+    """Answer with this instead of asking the model, cut to the tokens wanted as words; for measuring clients."""
     poll_interval: float = 0.2
     """Between looks for acknowledged deliverables; real providers take 5."""
     settle_interval: float = 300.0

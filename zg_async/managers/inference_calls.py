@@ -12,6 +12,7 @@ from contextlib import AsyncExitStack
 from typing import Final
 
 import anyio
+import anyio.to_thread
 
 from zg_async.errors import (
     ConfigError,
@@ -81,6 +82,7 @@ class InferenceCalls(InferenceFunds):
         """Bind to a wallet."""
         super().__init__(context, policy, keys)
         self._turns: dict[Address, anyio.CapacityLimiter] = {}
+        self._proving = anyio.CapacityLimiter(1)
 
     async def _send(self, service: InferenceService, request: Request, stack: AsyncExitStack) -> Answer:
         """Send a request and return its answer, 2xx, whose body is still to be read; all in `stack`."""
@@ -193,7 +195,7 @@ class InferenceCalls(InferenceFunds):
                 by, signed, response_key=response_key, request_hash=request_hash, response_hashes=response_hashes
             )
 
-        proof = judge(service)
+        proof = await anyio.to_thread.run_sync(judge, service, limiter=self._proving)  # 9 ms without coincurve
         if proof.status is AnswerStatus.FAILED:  # an upgrade changes the signer: what the chain says now decides
             now = await self.get_service(service.provider)
             proof = answer_proof.signing_promise(now, response_key) or judge(now)

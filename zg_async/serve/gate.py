@@ -11,7 +11,7 @@ import secrets
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final
 
-from aiohttp import web
+from aiohttp import BodyPartReader, web
 
 from zg_async.errors import ConfigError
 from zg_async.wire.strict_json import BadJsonError, decode_json
@@ -108,3 +108,31 @@ async def read_json(request: web.Request) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise PassedOnError(400, "the body is no object")
     return value
+
+
+async def read_form(request: web.Request) -> tuple[dict[str, Any], dict[str, bytes], dict[str, str]]:
+    """Read a multipart form: its texts, its files, and the files' names.
+
+    Raises:
+        PassedOnError: It isn't one, or is too large.
+    """
+    if not request.content_type.startswith("multipart/"):
+        raise PassedOnError(400, "the body is no multipart form")
+    fields: dict[str, Any] = {}
+    files: dict[str, bytes] = {}
+    names: dict[str, str] = {}
+    left = MAX_BODY
+    async for part in await request.multipart():
+        if not isinstance(part, BodyPartReader) or part.name is None:
+            continue
+        data = bytearray()
+        while chunk := await part.read_chunk():
+            data += chunk
+            if len(data) > left:
+                raise PassedOnError(413, "the form is too large")
+        left -= len(data)
+        if part.filename:
+            files[part.name], names[part.name] = bytes(data), part.filename
+        else:
+            fields[part.name] = data.decode(errors="replace")
+    return fields, files, names

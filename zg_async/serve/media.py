@@ -3,12 +3,12 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from aiohttp import BodyPartReader, web
+from aiohttp import web
 
 from zg_async.errors import ConfigError
 from zg_async.managers.media import ImageAnswer
 from zg_async.serve.budget import image_bound, speech_bound
-from zg_async.serve.gate import MAX_BODY, PassedOnError, read_json
+from zg_async.serve.gate import PassedOnError, read_form, read_json
 from zg_async.serve.upstreams import ProviderUpstream, Upstream
 
 if TYPE_CHECKING:
@@ -89,22 +89,7 @@ def _reply(upstream: Upstream, made: ImageAnswer) -> web.Response:
 
 
 async def _form(request: web.Request) -> tuple[dict[str, Any], dict[str, bytes]]:
-    if not request.content_type.startswith("multipart/"):
-        raise PassedOnError(400, "the body is no multipart form")
-    fields: dict[str, Any] = {}
-    files: dict[str, bytes] = {}
-    left = MAX_BODY
-    async for part in await request.multipart():
-        if not isinstance(part, BodyPartReader) or part.name is None:
-            continue
-        data = bytes(await part.read())
-        left -= len(data)
-        if left < 0:
-            raise PassedOnError(413, "the form is too large")
-        if part.filename:
-            files[part.name] = data
-        else:
-            fields[part.name] = data.decode(errors="replace")
+    fields, files, _ = await read_form(request)
     return _checked(fields), files
 
 

@@ -15,6 +15,7 @@ from aiohttp import web
 
 from zg_async.broker import Broker
 from zg_async.errors import (
+    AdapterError,
     ConfigError,
     LimitError,
     ProviderError,
@@ -23,9 +24,11 @@ from zg_async.errors import (
     VerificationError,
     ZgError,
 )
+from zg_async.jobs.runner import JobRunner
 from zg_async.managers.inference_funds import is_short_of_funds
 from zg_async.managers.inference_services import Verify
 from zg_async.serve.budget import Budget, bounded, chat_bound
+from zg_async.serve.fine_tuning import FineTuningRoutes
 from zg_async.serve.gate import MAX_BODY, Gate, Handler, PassedOnError, error_reply, new_token, read_json
 from zg_async.serve.media import MediaRoutes
 from zg_async.serve.upstreams import EndpointUpstream, ProviderUpstream, Upstream, Upstreams
@@ -55,6 +58,7 @@ class Proxy:
         spend_cap: int | None = None,
         pause: float = 60.0,
         verify: Verify | None = None,
+        runner: JobRunner | None = None,
     ) -> None:
         """Make a server.
 
@@ -67,7 +71,9 @@ class Proxy:
             spend_cap: The most that may be spent while it runs, in neuron; None: no cap.
             pause: Seconds for which an upstream that failed isn't asked while others are there.
             verify: How answers have to be proven; None: as the broker's policy says.
+            runner: An entered job runner, to serve the fine-tuning API as well; the first provider trains.
         """
+        self.runner = runner
         self.token = token or new_token()
         self.broker = broker
         self.upstreams = Upstreams(upstreams, broker.clock, pause=pause)
@@ -82,6 +88,10 @@ class Proxy:
     def app(self) -> web.Application:
         """Return the server application."""
         app = web.Application(client_max_size=MAX_BODY, middlewares=[self._gate.middleware, self._errors])
+        if self.runner is not None:
+            trainer = next((u.address for u in self.upstreams.all if isinstance(u, ProviderUpstream)), None)
+            folder = self.broker.state_dir / "serve"
+            app.add_routes(FineTuningRoutes(self.runner, self.budget, folder=folder, provider=trainer).routes())
         app.add_routes(
             [
                 web.get("/health", self._health),
@@ -102,6 +112,8 @@ class Proxy:
             return error_reply(error.status, printable(error.body, limit=600), code="upstream_refused")
         except LimitError as error:
             return error_reply(402, str(error), kind="insufficient_quota", code="spend_cap")
+        except ConfigError as error:
+            return error_reply(400, str(error), code=error.code)
         except VerificationError as error:
             return error_reply(502, str(error), kind="server_error", code=error.code)
         except ZgError as error:
@@ -191,8 +203,12 @@ class Proxy:
                 continue
             try:
                 response = await ask(upstream)
-            except (LimitError, ConfigError):
+            except LimitError:
                 raise
+            except ConfigError as error:
+                raise PassedOnError(400, str(error)) from error
+            except AdapterError as error:  # an adapter lives where it was trained; the others are as healthy as before
+                last = error
             except ZgError as error:
                 if is_the_requests_fault(error):
                     raise PassedOnError(
