@@ -72,6 +72,7 @@ _HOMES = {
         "ZgError",
     ),
     "zg_async.jobs.batch": ("Batch", "BatchResult", "BatchRow", "read_batch"),
+    "zg_async.jobs.policies": ("Approval", "StagePolicy"),
     "zg_async.jobs.plan": ("JobPlan", "PlannedTransaction", "PlannedUpload"),
     "zg_async.jobs.runner": ("JobHandle", "JobRunner"),
     "zg_async.jobs.spec": ("JobSpec",),
@@ -233,6 +234,8 @@ if TYPE_CHECKING:
     from zg_async.jobs.plan import JobPlan as JobPlan
     from zg_async.jobs.plan import PlannedTransaction as PlannedTransaction
     from zg_async.jobs.plan import PlannedUpload as PlannedUpload
+    from zg_async.jobs.policies import Approval as Approval
+    from zg_async.jobs.policies import StagePolicy as StagePolicy
     from zg_async.jobs.runner import JobHandle as JobHandle
     from zg_async.jobs.runner import JobRunner as JobRunner
     from zg_async.jobs.spec import JobSpec as JobSpec

@@ -18,6 +18,7 @@ from zg_async.errors import (
     InsufficientGasFundsError,
     JournalError,
     ProviderError,
+    ProviderUnavailableError,
     TaskFailedError,
     TransactionReplacedError,
     UnfinishedTaskError,
@@ -33,6 +34,7 @@ from zg_async.jobs.events import (
     ProviderExcluded,
     StageRetrying,
 )
+from zg_async.jobs.policies import MAX_ATTEMPTS, Approval, Approve, is_approved, policy_of
 from zg_async.jobs.scheduler import Scheduler
 from zg_async.jobs.stages import next_stage
 from zg_async.jobs.state import JobState, apply, fold
@@ -46,8 +48,6 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("zg_async.jobs")
 
-MAX_ATTEMPTS: Final = 12
-"""Of one stage in a row, without anything good between; the waits add up to about half an hour."""
 FIRST_WAIT: Final = 2.0
 LONGEST_WAIT: Final = 300.0
 _BEFORE_TASK: Final = frozenset({"fund", "acknowledge_provider", "upload_dataset", "create_task"})
@@ -92,6 +92,8 @@ class Driver:
         self._turn: AsyncExitStack | None = None
         self.stopping = anyio.CancelScope()
         """Around `run`: a scope, because that waits for threads at work, and a plain task's cancellation doesn't."""
+        self.approve: Approve | None = None
+        """Asked before stages that pay, acknowledge or deploy."""
         self.ended = anyio.Event()
         """Set by the owner once `run` is over."""
 
@@ -144,9 +146,14 @@ class Driver:
                     await self._take_turn()
                 else:
                     await self._leave_turn()
-                async with aclosing(stage.run(self.work)) as events:
-                    async for event in events:
-                        await self.commit(event)
+                if not await is_approved(
+                    self.approve, Approval(job_id=self.job_id, stage=stage.name, state=self.state)
+                ):
+                    await self._fail(
+                        stage, None, code="vetoed", message=f"{stage.name} was not approved", hint="resume() asks again"
+                    )
+                    return
+                await self._run_stage(stage)
         except (JournalError, ClosedError):
             raise
         except ZgError as error:
@@ -158,6 +165,15 @@ class Driver:
         else:
             if self.state.seq == seq:
                 await self._stuck(stage)
+
+    async def _run_stage(self, stage: Stage) -> None:
+        timeout = policy_of(self.work.spec.stages, stage.name).timeout
+        with anyio.move_on_after(timeout) as limit:
+            async with aclosing(stage.run(self.work)) as events:
+                async for event in events:
+                    await self.commit(event)
+        if limit.cancelled_caught:
+            raise ProviderUnavailableError(f"{stage.name} took longer than {timeout:g} s", hint="Raise its timeout")
 
     async def _stuck(self, stage: Stage) -> None:
         if not self.state.cancel_requested or stage.name == "cancel":
@@ -228,7 +244,7 @@ def _may_fail_over(state: JobState, stage: Stage, error: ZgError) -> bool:
     spec = state.spec
     if spec is None or spec.provider is not None or state.provider is None or state.cancel_requested:
         return False
-    if len(state.excluded) >= spec.failovers:
+    if len(state.excluded) >= spec.failovers or policy_of(spec.stages, stage.name).on_failure == "fail":
         return False
     if stage.name == "train":  # a failed task costs nothing; one that failed for want of money would fail elsewhere too
         return isinstance(error, TaskFailedError) and "insufficient account balance" not in error.message
@@ -248,7 +264,8 @@ def _retry(state: JobState, stage: Stage, error: ZgError, now: dt.datetime) -> S
         return None
     attempt = 1 + (state.retry.attempt if state.retry is not None and state.retry.stage == stage.name else 0)
     watches = stage.name in _UNTIL_OVER
-    if attempt >= MAX_ATTEMPTS and not (may_go_on or watches):
+    most = policy_of(state.spec.stages, stage.name).attempts if state.spec is not None else MAX_ATTEMPTS
+    if attempt >= most and not (may_go_on or watches):
         return None
     told = error.retry_after if error.retry_after is not None and 0 <= error.retry_after < float("inf") else 0.0
     own = min(FIRST_WAIT * 2.0 ** min(attempt - 1, 10), LONGEST_WATCH_WAIT if watches else LONGEST_WAIT)

@@ -122,6 +122,11 @@ async def _foreign_task(work: Work, provider: Address) -> Task | None:
     return next((task for task in tasks if not task.is_terminal), None)
 
 
+async def estimate(work: Work) -> AsyncGenerator[Event, None]:
+    """Put what the job will cost on record, before anything is paid."""
+    yield await estimate_cost(work)
+
+
 async def fund(work: Work) -> AsyncGenerator[Event, None]:
     """Make the sub-accounts hold what the job needs."""
     cost = work.state.estimate

@@ -32,6 +32,7 @@ from zg_async.jobs.driver import Driver, now
 from zg_async.jobs.events import DatasetChecked, Event, JobResumed, JobSubmitted
 from zg_async.jobs.guardian import Guardian
 from zg_async.jobs.plan import JobPlan, make_plan
+from zg_async.jobs.policies import Approve
 from zg_async.jobs.preparing import first_key
 from zg_async.jobs.scheduler import Scheduler
 from zg_async.jobs.spec import JobSpec, check_output, make_output, normalise
@@ -54,14 +55,18 @@ _log = logging.getLogger("zg_async.jobs")
 class JobRunner:
     """Runs jobs on one broker from one journal. An async context manager; leaving it detaches, jobs resume later."""
 
-    def __init__(self, broker: "Broker", store: Store | None = None, *, guard: bool = True) -> None:
+    def __init__(
+        self, broker: "Broker", store: Store | None = None, *, guard: bool = True, approve: Approve | None = None
+    ) -> None:
         """Make a runner; it starts when it is entered.
 
         Args:
             broker: An entered broker with the wallets of the jobs.
             store: The journal; None: a `SqliteStore`, one file per chain and wallet in the broker's state folder.
             guard: Whether to look after every open task of the broker's wallets, also those that it didn't start.
+            approve: Asked, with an `Approval`, before a job pays, acknowledges a delivery or deploys; False fails it.
         """
+        self._approve = approve
         self._broker = broker
         self._store: Store = store if store is not None else SqliteStore(folder=broker.state_dir / "jobs")
         self._clock = broker.clock
@@ -343,6 +348,7 @@ class JobRunner:
         self._cap(state)
         try:
             driver = Driver(self._broker, self._store, self._scheduler, state)
+            driver.approve = self._approve
         except JournalError as error:
             self._stopped[state.job_id] = error
             return

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from zg_async.errors import ConfigError
+from zg_async.jobs.policies import check_policies
 from zg_async.managers.training_params import read_training_params
 from zg_async.transport.tee import require_tee
 from zg_async.units import Amount, parse_amount
@@ -54,6 +55,8 @@ class JobSpec:
     """Most that may be gone for all jobs of the batch together; the same in each of them."""
     tokenizer: str | os.PathLike[str] | None = None
     """The model's `tokenizer.json`, to know the fee before it is paid; None: the fee is estimated as a range."""
+    stages: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+    """Per stage name what differs from `StagePolicy`'s defaults, e.g. `{"upload_dataset": {"timeout": 600}}`."""
     failovers: int = 2
     """How many other providers may be tried when one fails the job before a model is delivered; none is, when the
     provider was named. The money bound at the one that failed stays there until it is retrieved."""
@@ -115,6 +118,7 @@ def normalise(spec: JobSpec) -> JobSpec:
         inference_budget=_amount("inference_budget", spec.inference_budget),
         batch_max_spend=_amount("batch_max_spend", spec.batch_max_spend),
         labels=dict(spec.labels),
+        stages=check_policies(spec.stages),
     )
 
 

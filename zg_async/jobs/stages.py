@@ -9,7 +9,7 @@ stage can be entered again at any time, and none remembers anything.
 from typing import Final
 
 from zg_async.jobs.delivering import acknowledge_deliverable, decrypt_model, deploy_adapter, download_model
-from zg_async.jobs.preparing import acknowledge_provider, choose_provider, fund, upload_dataset
+from zg_async.jobs.preparing import acknowledge_provider, choose_provider, estimate, fund, upload_dataset
 from zg_async.jobs.state import JobState
 from zg_async.jobs.training import cancel, create_task, train
 from zg_async.jobs.work import Stage
@@ -22,6 +22,12 @@ def _is_funded(state: JobState) -> bool:
 
 STAGES: Final = (
     Stage(name="choose_provider", run=choose_provider, is_done=lambda s: s.terms is not None, needs_turn=False),
+    Stage(
+        name="estimate",
+        run=estimate,
+        is_done=lambda s: s.estimate is not None or bool(s.funded) or s.task_id is not None,
+        needs_turn=False,
+    ),
     Stage(name="fund", run=fund, is_done=_is_funded, can_interrupt=False),
     Stage(
         name="acknowledge_provider",
