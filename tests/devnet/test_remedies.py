@@ -1,0 +1,94 @@
+"""What goes wrong at providers is mended by the runner itself, or explained with the next step."""
+
+import pytest
+
+from tests.devnet.conftest import MODEL, PARAMS
+from zg_async import JobFailedError, TaskProgress
+from zg_async.jobs.runner import JobRunner
+from zg_async.jobs.spec import JobSpec
+from zg_async.jobs.state import JobStatus
+
+pytestmark = pytest.mark.slow
+
+
+def spec(dataset, provider, tmp_path, **changes):
+    fields = {
+        "model": MODEL,
+        "dataset": dataset,
+        "training_params": PARAMS,
+        "output_dir": tmp_path / "out",
+        "provider": provider,
+        "max_spend": "5",
+    }
+    return JobSpec(**(fields | changes))
+
+
+async def kinds(handle):
+    return [event.kind async for event in handle.events()]
+
+
+@pytest.mark.goal("RUN-07", part="previous deliverable unacknowledged, low balance, signer not acknowledged")
+@pytest.mark.goal("DUR-06", part="a delivery that the runner didn't start")
+async def test_a_delivery_left_lying_by_somebody_else_is_finished_first_and_the_job_goes_on(
+    broker, provider, dataset, task, tmp_path
+):
+    await broker.fine_tuning.wait_task(provider, task, TaskProgress.DELIVERED)
+    async with JobRunner(broker) as runner:
+        result = await runner.run_job(spec(dataset, provider, tmp_path))
+        adopted = next(s for s in await runner.list_jobs() if s.adopted)
+        assert adopted.task_id == task
+        assert await (await runner.attach(adopted.job_id)).status() is JobStatus.SUCCEEDED
+    assert result.task_id != task
+    assert (await broker.fine_tuning.get_deliverable(provider, task)).settled
+    assert (tmp_path / "state" / "adopted" / task / "adapter" / "adapter_model.safetensors").exists()
+
+
+@pytest.mark.goal("RUN-07", part="busy")
+@pytest.mark.goal("DUR-06", part="a task that the runner didn't start, from its creation")
+async def test_a_task_of_somebody_else_that_is_under_way_is_guarded_to_its_end(broker, provider, task):
+    async with JobRunner(broker) as runner:
+        while not (states := await runner.list_jobs()):
+            await broker.clock.sleep(0.1)
+        await (await runner.attach(states[0].job_id)).result()
+    assert (await broker.fine_tuning.get_deliverable(provider, task)).acknowledged
+
+
+@pytest.mark.goal("RUN-07", part="503 artifact, provider errors")
+async def test_a_download_that_is_not_there_yet_and_a_provider_that_stumbles_are_tried_again(
+    broker, provider, dataset, tmp_path, faults
+):
+    faults(lora_503=2, queue_full=1, lose_answer=1)
+    async with JobRunner(broker) as runner:
+        handle = await runner.submit(spec(dataset, provider, tmp_path))
+        assert (await handle.result()).files
+        assert "stage_retrying" in await kinds(handle)
+
+
+@pytest.mark.goal("RUN-07", part="low balance is explained")
+async def test_a_budget_below_the_fee_is_explained_with_the_next_step(broker, provider, dataset, tmp_path, devnet):
+    devnet.control("settings", provider=0, price_per_token=10**17)
+    try:
+        async with JobRunner(broker) as runner:
+            with pytest.raises(JobFailedError) as caught:
+                await runner.run_job(spec(dataset, provider, tmp_path, budget="1", max_spend="90"))
+    finally:
+        devnet.control("settings", provider=0, price_per_token=10**12)
+    assert "insufficient account balance" in str(caught.value)
+    assert "higher budget" in caught.value.hint
+
+
+@pytest.mark.goal("RUN-07", part="previous deliverable settled with penalty is explained")
+async def test_a_provider_locked_by_a_penalty_is_explained_with_the_way_out(
+    broker, provider, dataset, task, tmp_path, devnet
+):
+    await broker.fine_tuning.wait_task(provider, task, TaskProgress.DELIVERED)
+    devnet.control("faults", provider=0, lock_time_unreadable=-1)
+    try:
+        await broker.fine_tuning.wait_task(provider, task, TaskProgress.FINISHED)
+    finally:
+        devnet.control("clear_faults")
+    async with JobRunner(broker) as runner:
+        with pytest.raises(JobFailedError, match="settled without") as caught:
+            await runner.run_job(spec(dataset, provider, tmp_path))
+        assert (await runner.doctor(provider)).state == "penalty_lock"
+    assert "retrieve all funds" in caught.value.hint
