@@ -40,7 +40,7 @@ GOOD = {"m.0.q_proj.lora_A.weight": [2, 8], "m.0.q_proj.lora_B.weight": [8, 2]}
 
 
 @pytest.mark.slow
-@pytest.mark.goal("ADP-07")
+@pytest.mark.goal("ADP-07", part="loads elsewhere")
 async def test_a_delivered_adapter_loads_elsewhere_and_is_shown(folder, capsys):
     adapter = await describe_adapter(folder.parent)
     info = adapter.info

@@ -142,7 +142,8 @@ class InferenceCalls(InferenceFunds):
                     read_timeout=self.policy.silence,
                 )
             )
-            if not 200 <= answer.status < 300:
+            is_late = answer.status == 202 and not request.path.startswith("/")  # "still loading" of an early design
+            if is_late or not 200 <= answer.status < 300:
                 raise await answer.error()
             stack.push_async_exit(opened.pop_all())
         return answer
@@ -295,5 +296,6 @@ def enforce(proof: AnswerProof, verify: Verify, service: InferenceService) -> No
 
 def _is_busy(error: ProviderUnavailableError) -> bool:
     """Whether the provider refused before doing anything, and may not the next time."""
-    text = (error.body or error.message).lower()
-    return error.status in (429, 503) and "unsupported models" not in text and "lora" not in text
+    text = error.body or error.message
+    is_of_adapter = inference_api.classify_refusal(text) is not inference_api.Refusal.OTHER
+    return error.status in (429, 503) and "unsupported models" not in text.lower() and not is_of_adapter

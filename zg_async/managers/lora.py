@@ -434,7 +434,7 @@ class LoraManager:
             case Refusal.UNKNOWN_ADAPTER | Refusal.NOT_OWNER | Refusal.DISABLED | Refusal.FAILED:
                 raise self._error(await self._inference.get_service(provider), name, error) from error
             case Refusal.OTHER:
-                if isinstance(error, ProviderUnavailableError) and error.status == 503:
+                if error.status in (202, 503):
                     return error.retry_after or _POLL_LIMIT
                 raise error
 
