@@ -25,10 +25,12 @@ def make_private_dir(path: Path) -> Path:
     """Create a folder that only this user can read, and return it.
 
     Args:
-        path: The folder; parents are created too.
+        path: The folder; parents that don't exist are created alike.
 
     Returns:
         The same path.
     """
-    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for folder in (*reversed(path.parents), path):
+        if not folder.exists():
+            folder.mkdir(mode=0o700, exist_ok=True)
     return path
