@@ -27,6 +27,7 @@ from zg_async.errors import (
     UnfinishedTaskError,
     ZgError,
 )
+from zg_async.managers.choosing import ProviderChoice, probe_all, rank
 from zg_async.managers.dataset import check_dataset, require_usable, upload_dataset
 from zg_async.managers.dataset_sources import (
     DatasetBook,
@@ -107,6 +108,42 @@ class FineTuningManager(Deliverables):
         """
         services = await self._ctx.services.fine_tuning_services()
         return tuple(s for s in services if include_unacknowledged or s.tee_signer_acknowledged)
+
+    async def choose(
+        self,
+        model: str | None = None,
+        *,
+        max_price: int | None = None,
+        min_gpu: int = 0,
+        free_only: bool = False,
+        timeout_seconds: float = 5.0,
+    ) -> tuple[ProviderChoice, ...]:
+        """Rank the approved providers for a task, with reasons. All are asked at once; needs no key, sends nothing.
+
+        Args:
+            model: Name or hash of the model it has to have.
+            max_price: Neuron per token, at most.
+            min_gpu: GPUs it has to have.
+            free_only: Only those without tasks ahead.
+            timeout_seconds: How long each may take to answer.
+
+        Returns:
+            All of them: first those that fit, by queue, price and address, then the others with what is against them.
+        """
+        services = await self.list_service()
+        refusals: dict[Address, str] = {}
+
+        async def ask(service: FineTuningService) -> int:
+            if model is not None:
+                try:
+                    await self.resolve_model(service.provider, model)
+                except ConfigError as e:
+                    refusals[service.provider] = e.message
+            return await self._client(service).pending()
+
+        probes = await probe_all(services, ask, self._ctx.clock, timeout=timeout_seconds)
+        against = [refusals.get(service.provider, "") for service in services]
+        return rank(services, probes, against, max_price=max_price, min_gpu=min_gpu, free_only=free_only)
 
     async def list_model(self) -> ModelCatalogue:
         """List what can be trained: predefined models of this network, and what providers offer of their own.
