@@ -1,67 +1,72 @@
-"""`zg plan`, `zg run` and `zg batch` as users call them."""
+"""`zg jobs` and `zg doctor` against the devnet."""
 
 import json
-import os
-import pathlib
-import subprocess
-import sys
 
 import pytest
 
-from tests.devnet.conftest import DATASET, MODEL, PARAMS, new_key
+from tests.devnet.conftest import MODEL, PARAMS, open_broker
+from zg_async.cli import jobs_admin as cli
+from zg_async.cli.main import app
+from zg_async.jobs.runner import JobRunner
+from zg_async.jobs.spec import JobSpec
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
-def zg(devnet, tmp_path):
-    (tmp_path / "train.jsonl").write_text(DATASET)
-    (tmp_path / "params.json").write_text(json.dumps(PARAMS))
-    env = os.environ | {"ZG_PRIVATE_KEY": new_key(devnet), "ZG_STATE_DIR": str(tmp_path / "state")}
-
-    def run(*words, code=0):
-        command = [sys.executable, "-m", "zg_async.cli.main", *words, "--network", "local", "--rpc", devnet.rpc_url]
-        done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=120, check=False)
-        assert done.returncode == code, done.stderr + done.stdout
-        return done.stdout
-
-    return run
+def where(devnet, key, tmp_path, monkeypatch):
+    monkeypatch.setenv("ZG_PRIVATE_KEY", key)
+    return cli.Where(network="local", rpc=devnet.rpc_url, state_dir=tmp_path / "state")
 
 
-JOB = ("--model", MODEL, "--dataset", "train.jsonl", "--params", "params.json", "--max-spend", "1")
+def printed(capsys):
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
 
 
-@pytest.mark.goal("RUN-02", part="command line")
-def test_a_plan_is_shown_and_then_the_job_runs_once(zg):
-    assert "gone        at most" in zg("plan", *JOB)
-    plan = json.loads(zg("plan", *JOB, "--json"))
-    assert plan["problems"] == []
-    low = json.loads(zg("plan", *JOB[:-1], "0.000001", "--json", code=4))
-    assert "max_spend" in low["problems"][0]
-    events = [json.loads(line) for line in zg("run", *JOB, "--key", "one", "--json").splitlines()]
-    assert events[-1]["kind"] == "job_succeeded"
-    assert int(plan["fee"]["low"]) <= int(events[-1]["fee"]) <= int(plan["fee"]["high"])
-    again = [json.loads(line) for line in zg("run", *JOB, "--key", "one", "--json").splitlines()]
-    assert again == events
+async def test_jobs_are_listed_by_label_shown_followed_and_forgotten(
+    devnet, key, provider, dataset, tmp_path, where, capsys
+):
+    async with open_broker(devnet, key, tmp_path / "state") as broker, JobRunner(broker, guard=False) as runner:
+        spec = JobSpec(
+            model=MODEL,
+            dataset=dataset,
+            training_params=PARAMS,
+            output_dir=tmp_path / "out",
+            provider=provider,
+            labels={"team": "red"},
+            max_spend="5",
+        )
+        result = await runner.run_job(spec)
+    await cli.list_(label=("team=red",), as_json=True, where=where)
+    (row,) = printed(capsys)
+    assert (row["job_id"], row["status"], row["task_id"]) == (result.job_id, "succeeded", result.task_id)
+    await cli.list_(label=("team=blue",), as_json=True, where=where)
+    await cli.list_(status="failed", as_json=True, where=where)
+    assert printed(capsys) == []
+    await cli.show(result.job_id, as_json=True, where=where)
+    assert [event["kind"] for event in printed(capsys)][-1] == "job_succeeded"
+    assert await cli.attach(result.job_id, as_json=True, where=where) == 0
+    assert printed(capsys)[-1]["adapter_path"] == result.adapter_path
+    assert await cli.cancel(result.job_id, where=where) == 1
+    capsys.readouterr()
+    await cli.prune(where=where)
+    await cli.prune(yes=True, where=where)
+    assert f"{result.job_id}\n" in capsys.readouterr().out
+    await cli.list_(as_json=True, where=where)
+    assert printed(capsys) == []
 
 
-@pytest.mark.goal("BAT-01", part="command line")
-@pytest.mark.goal("BAT-06", part="command line, with the loss from the task's log")
-def test_a_batch_file_runs_and_its_results_are_written(zg, tmp_path):
-    matrix = {
-        "name": "sweep",
-        "models": [MODEL],
-        "datasets": ["train.jsonl"],
-        "params": ["params.json", {**PARAMS, "max_steps": 4}],
-        "output_dir": "runs",
-        "max_spend": "2",
-    }
-    (tmp_path / "batch.json").write_text(json.dumps(matrix))
-    rows = json.loads(zg("batch", "batch.json", "--json"))
-    assert [row["status"] for row in rows] == ["succeeded"] * 2
-    assert all(row["final_loss"] > 0 and int(row["cost"]) > 0 and row["seconds"] > 0 for row in rows)
-    assert all(pathlib.Path(row["artifact"], "adapter_model.safetensors").is_file() for row in rows)
-    zg("batch", "batch.json", "--format", "csv", "--results", "results.csv")
-    lines = (tmp_path / "results.csv").read_text().splitlines()
-    assert len(lines) == 3
-    assert rows[0]["job_id"] in lines[1]
+@pytest.mark.goal("RUN-09", part="zg doctor")
+async def test_the_doctor_names_the_state_and_takes_the_steps_only_when_asked(provider, where, capsys):
+    assert await cli.doctor(provider, as_json=True, where=where) == 1
+    (found,) = printed(capsys)
+    assert (found["states"], found["transactions"]) == (["no_ledger"], [])
+    assert await cli.doctor(provider, fix=True, as_json=True, where=where) == 0
+    assert len(printed(capsys)[0]["transactions"]) == 2
+    assert await cli.doctor(provider, where=where) == 0
+    assert capsys.readouterr().out.startswith("healthy: ")
+
+
+def test_the_commands_are_reached_by_name():
+    for words in (["jobs", "list"], ["jobs", "show", "x"], ["jobs", "prune", "--yes"], ["doctor", "0x1", "--fix"]):
+        app.parse_args([*words, "--network", "local", "--state-dir", "/nowhere"], exit_on_error=False)

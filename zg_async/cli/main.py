@@ -8,7 +8,7 @@ from typing import Any
 import cyclopts
 
 from zg_async import __version__
-from zg_async.cli import adapter, dataset, demo, devnet, jobs, serve, storage
+from zg_async.cli import adapter, dataset, demo, devnet, jobs, jobs_admin, serve, storage
 from zg_async.cli.render import error_line, exit_code
 from zg_async.errors import ZgError
 
@@ -20,6 +20,8 @@ app.command(storage.app)
 app.command(storage.upload, name="upload")
 app.command(storage.download, name="download")
 app.command(demo.demo, name="demo")
+app.command(jobs_admin.app)
+app.command(jobs_admin.doctor, name="doctor")
 app.command(jobs.run, name="run")
 app.command(jobs.plan, name="plan")
 app.command(jobs.batch, name="batch")
