@@ -1,0 +1,72 @@
+"""What counts against limits: running sums, reservations, and what becomes of them."""
+
+import pytest
+
+from tests.clock import FakeClock
+from zg_async.errors import LimitError
+from zg_async.transport.book import LaneBook
+from zg_async.transport.budget import Budget, SpendLimits, Totals, group_of
+from zg_async.transport.rows import LaneId, Money, charge_entry
+
+WALLET = "0x70997970C51812dc3A010C7d01b50e0d17dc79C8"
+
+
+@pytest.fixture
+def book(clock):
+    return LaneBook(LaneId(31337, "0x" + "ab" * 32, WALLET))
+
+
+def charge(book, key, amount, at):
+    (planned,) = book.plan([charge_entry(key=key, amount=amount, at=at, height=book.height + 1)])
+    book.take(*planned)
+
+
+def test_the_newest_charge_of_a_key_stands(book, clock):
+    budget = Budget(SpendLimits(per_job=100), clock)
+    budget.watch(WALLET, book.totals)
+    charge(book, "job-1/fee", 90, clock.now())
+    with pytest.raises(LimitError, match="per_job"), budget.hold("job-1/fund/1", Money(gone=11)):
+        pass
+    charge(book, "job-1/fee", 40, clock.now())
+    with budget.hold("job-1/fund/1", Money(gone=60)):
+        assert budget.gone("job-1") == 100
+        with pytest.raises(LimitError), budget.hold("job-1/x", Money(gone=1)):
+            pass
+    assert budget.gone("job-1") == 40
+
+
+def test_a_day_later_nothing_counts_any_more(book):
+    clock = FakeClock()
+    budget = Budget(SpendLimits(per_day=100), clock)
+    budget.watch(WALLET, book.totals)
+    charge(book, "job-1/fee", 100, clock.now())
+    with pytest.raises(LimitError, match="per_day"), budget.hold("once/1", Money(gone=1)):
+        pass
+    clock.advance(86_400 + 60)
+    with budget.hold("once/1", Money(gone=100)):
+        pass
+
+
+def test_a_book_read_anew_has_the_same_sums_and_the_same_object(book, clock):
+    totals = book.totals
+    charge(book, "job-1/fee", 7, clock.now())
+    book.reset()
+    assert book.totals is totals
+    assert totals.gone("job-1") == 0
+
+
+def test_what_is_bound_is_counted_apart_from_what_is_gone(clock):
+    budget, totals = Budget(SpendLimits(bound_per_day=10, per_day=5), clock), Totals()
+    budget.watch(WALLET, totals)
+    totals.add("once/1", clock.now(), Money(deposited=10, gone=1))
+    totals.add("once/2", clock.now(), Money(transferred=10))  # the same coins, one step further
+    with budget.hold("once/3", Money(gone=4)):
+        pass
+    with pytest.raises(LimitError, match="bound_per_day"), budget.hold("once/3", Money(transferred=1)):
+        pass
+
+
+def test_only_named_effects_belong_to_a_job():
+    assert group_of("job-1/fund/fine-tuning/1") == "job-1"
+    assert group_of("once/5") is None
+    assert group_of("mine") is None
