@@ -9,8 +9,8 @@ def state_dir() -> Path:
     """Return the folder for outbox and journal, without creating it.
 
     Returns:
-        `$ZG_STATE_DIR` if set, else `zg_async` in the platform's place for state: `$XDG_STATE_HOME` or `~/.local/state`,
-        on macOS `~/Library/Application Support`, on Windows `%LOCALAPPDATA%`.
+        `$ZG_STATE_DIR` if set, else `zg_async` in the platform's place for state: `$XDG_STATE_HOME` or
+        `~/.local/state`, on macOS `~/Library/Application Support`, on Windows `%LOCALAPPDATA%`.
     """
     if own := os.environ.get("ZG_STATE_DIR"):
         return Path(own)

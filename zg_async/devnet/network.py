@@ -307,7 +307,9 @@ class _Builder:
             return await self._open_engine(DEFAULT_PORT if wanted is None else wanted)
         except OSError as error:
             if wanted is not None:
-                raise ConfigError(f"port {wanted} is taken", hint="Give another --port, or 0 for any free one") from error
+                raise ConfigError(
+                    f"port {wanted} is taken", hint="Give another --port, or 0 for any free one"
+                ) from error
             return await self._open_engine(0)
 
     async def _open_engine(self, port: int) -> Engine:
