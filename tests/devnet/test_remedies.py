@@ -1,5 +1,8 @@
 """What goes wrong at providers is mended by the runner itself, or explained with the next step."""
 
+import json
+from pathlib import Path
+
 import pytest
 
 from tests.devnet.conftest import MODEL, PARAMS
@@ -28,6 +31,7 @@ async def kinds(handle):
 
 
 @pytest.mark.goal("RUN-07", part="previous deliverable unacknowledged, low balance, signer not acknowledged")
+@pytest.mark.goal("DEL-08", part="manifest, and a sound adapter from the trainer")
 @pytest.mark.goal("DUR-06", part="a delivery that the runner didn't start")
 async def test_a_delivery_left_lying_by_somebody_else_is_finished_first_and_the_job_goes_on(
     broker, provider, dataset, task, tmp_path
@@ -39,6 +43,10 @@ async def test_a_delivery_left_lying_by_somebody_else_is_finished_first_and_the_
         assert adopted.task_id == task
         assert await (await runner.attach(adopted.job_id)).status() is JobStatus.SUCCEEDED
     assert result.task_id != task
+    manifest = json.loads((Path(result.adapter_path) / "zg_job.json").read_text())
+    assert manifest["problem"] is None
+    assert (manifest["task_id"], tuple(manifest["transactions"])) == (result.task_id, result.transactions)
+    assert manifest["versions"]["zg_async"]
     assert (await broker.fine_tuning.get_deliverable(provider, task)).settled
     assert (tmp_path / "state" / "adopted" / task / "adapter" / "adapter_model.safetensors").exists()
 

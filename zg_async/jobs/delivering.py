@@ -1,7 +1,9 @@
 """The stages after delivery: download, acknowledge, decrypt, deploy."""
 
 import json
+import logging
 import os
+import platform
 import shutil
 from collections.abc import AsyncGenerator
 from pathlib import Path
@@ -10,6 +12,7 @@ from typing import Final
 import anyio
 import anyio.to_thread
 
+from zg_async import __version__
 from zg_async.errors import (
     ConfigError,
     HashMismatchError,
@@ -28,11 +31,14 @@ from zg_async.jobs.events import (
 )
 from zg_async.jobs.window import reminders, window_of
 from zg_async.jobs.work import Work, check_terms, known, now_of
+from zg_async.managers.adapter_files import describe_adapter
 from zg_async.managers.deliverables import lost_key
 from zg_async.managers.task_changes import TaskSettled
 from zg_async.wire.records import (
     DownloadedModel,
 )
+
+_log = logging.getLogger("zg_async.jobs")
 
 DEPLOY_SECONDS: Final = 600
 KEY_WAIT_SECONDS: Final = 6 * 3600.0
@@ -185,7 +191,18 @@ async def _unpack(work: Work, encrypted: str) -> tuple[str, ...]:
         work.provider, work.task_id, encrypted, archive, expected_signer=known(work.state.terms).signer
     )
     await tuning.unpack_model(archive, unpacked)
-    return await anyio.to_thread.run_sync(_put_in_place, unpacked, work.spec.adapter_dir, _manifest(work))
+    manifest = _manifest(work) | {"problem": await _problem(work, unpacked)}
+    return await anyio.to_thread.run_sync(_put_in_place, unpacked, work.spec.adapter_dir, manifest)
+
+
+async def _problem(work: Work, folder: Path) -> str | None:
+    """Say why an adapter may not load. It is paid, and right by its hash: kept in any case."""
+    try:
+        await describe_adapter(folder)
+    except ConfigError as error:
+        _log.warning("the adapter of job %s may not load: %s", work.state.job_id, error)
+        return error.message
+    return None
 
 
 def _manifest(work: Work) -> dict[str, object]:
@@ -198,6 +215,9 @@ def _manifest(work: Work) -> dict[str, object]:
         "model": work.spec.model,
         "dataset_hash": state.dataset_hash,
         "model_root_hash": known(state.delivered).root_hash,
+        "transactions": [paid.tx_hash for paid in state.paid],
+        "chain_id": work.broker.chain.chain_id,
+        "versions": {"zg_async": __version__, "python": platform.python_version()},
     }
 
 

@@ -192,6 +192,8 @@ class Driver:
             await self._fail(stage, error, code=error.code, message=error.message, hint=error.hint)
             return
         await self.commit(retry)
+        if isinstance(error, UnfinishedTaskError):
+            await self._leave_turn()  # the job of that task needs it
         with anyio.CancelScope() as self._scope:
             if not self.state.cancel_requested or stage.name == "cancel":
                 await self.clock.sleep(max((retry.retry_at - now(self.clock)).total_seconds(), 0.0))

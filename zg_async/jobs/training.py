@@ -7,7 +7,9 @@ from zg_async.errors import (
     DeliverableNotFoundError,
     JournalError,
     LimitError,
+    PreviousDeliverableNotAcknowledgedError,
     TaskFailedError,
+    UnfinishedTaskError,
     ZgError,
 )
 from zg_async.jobs.events import (
@@ -29,6 +31,7 @@ from zg_async.wire.provider_api import failure_reason
 from zg_async.wire.records import (
     CancelResult,
     Task,
+    TaskId,
     TaskProgress,
 )
 
@@ -57,8 +60,8 @@ async def create_task(work: Work) -> AsyncGenerator[Event, None]:
             f"the outcome of task request {nonce} is lost: {work.provider} doesn't list it, and settled a later task",
             hint="Compare list_task() with the sub-account's deliverables; submit a new job if its task isn't there",
         )
-    yield TaskCreated(
-        task_id=await tuning.create_task(
+    try:
+        task_id = await tuning.create_task(
             work.provider,
             work.spec.model,
             known(work.state.dataset_hash),
@@ -66,7 +69,17 @@ async def create_task(work: Work) -> AsyncGenerator[Event, None]:
             policy=work.spec.when_busy,
             request_nonce=nonce,
         )
-    )
+    except PreviousDeliverableNotAcknowledgedError as error:
+        raise await _lying(work, error) from error
+    yield TaskCreated(task_id=task_id)
+
+
+async def _lying(work: Work, error: PreviousDeliverableNotAcknowledgedError) -> ZgError:
+    """A delivery that can still be acknowledged is only in the way until the guardian has brought it to its end."""
+    task_id = TaskId(str(error.arguments[0])) if error.arguments else None
+    if task_id is None or (await work.broker.fine_tuning.get_deliverable(work.provider, task_id)).settled:
+        return error
+    return UnfinishedTaskError(error.message, task_id=task_id, provider=work.provider, hint=error.hint)
 
 
 async def charge(work: Work, fee: int, *, settled: bool = False) -> None:
