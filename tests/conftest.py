@@ -12,15 +12,19 @@ import pytest
 
 from tests.canary import SuiteWatch
 from tests.clock import FakeClock
-from tests.goals import Collector
+from tests.goals import Collector, note_marks
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--goals", action="store_true", help="write .goals-report.json for `python -m tests.goals`")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    note_marks(items)
+
+
 def pytest_configure(config: pytest.Config) -> None:
-    if config.getoption("--goals"):
+    if config.getoption("--goals") and not hasattr(config, "workerinput"):
         config.pluginmanager.register(Collector())
 
 

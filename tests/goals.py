@@ -17,6 +17,12 @@ PARTS = HERE / "goal_parts.json"
 REPORT = HERE.parent / ".goals-report.json"
 
 
+def note_marks(items) -> None:  # type: ignore[no-untyped-def]
+    """Put each test's goal marks where its reports carry them, also out of a worker process."""
+    for item in items:
+        item.user_properties += [("goal", (m.args[0], m.kwargs.get("part"))) for m in item.iter_markers("goal")]
+
+
 class Collector:
     """A pytest plugin: writes for each marked test its rows and its outcome."""
 
@@ -24,13 +30,10 @@ class Collector:
         self.rows: dict[str, list[tuple[str, str | None]]] = {}
         self.outcomes: dict[str, str] = {}
 
-    def pytest_collection_modifyitems(self, items) -> None:  # type: ignore[no-untyped-def]
-        for item in items:
-            marks = [(m.args[0], m.kwargs.get("part")) for m in item.iter_markers("goal")]
-            if marks:
-                self.rows[item.nodeid] = marks
-
     def pytest_runtest_logreport(self, report) -> None:  # type: ignore[no-untyped-def]
+        marks = [value for name, value in report.user_properties if name == "goal"]
+        if marks:
+            self.rows[report.nodeid] = marks
         if report.failed:
             self.outcomes[report.nodeid] = "failed"
         elif report.when == "call" or report.skipped:
@@ -64,7 +67,7 @@ def verdict(tests: list[tuple[str, str | None, str]], parts: list[str]) -> str:
 def main(arguments: list[str]) -> int:
     wanted = [a for a in arguments if not a.startswith("-")]
     if "--no-run" not in arguments:
-        run = subprocess.run([sys.executable, "-m", "pytest", "-q", "--goals"], cwd=HERE.parent, check=False)
+        run = subprocess.run([sys.executable, "-m", "pytest", "-q", "-n", "auto", "--goals"], cwd=HERE.parent, check=False)
         if run.returncode not in (0, 1):
             return run.returncode
     by_row: dict[str, list[tuple[str, str | None, str]]] = collections.defaultdict(list)
