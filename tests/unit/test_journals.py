@@ -3,6 +3,7 @@
 import json
 import shutil
 import sqlite3
+from contextlib import closing
 
 import pytest
 
@@ -45,8 +46,9 @@ def test_every_event_of_an_older_release_is_understood_and_nothing_of_it_is_lost
 @pytest.mark.goal("DUR-05", part="files of every release open and are folded to the same jobs")
 @pytest.mark.parametrize("version", VERSIONS)
 async def test_a_journal_of_an_older_release_opens_and_its_jobs_stand_where_they_stood(version, tmp_path):
-    for suffix in ("", ".head"):
-        shutil.copy(HERE / f"{version}.sqlite{suffix}", tmp_path / f"jobs.sqlite{suffix}")
+    shutil.copy(HERE / f"{version}.head", tmp_path / "jobs.sqlite.head")
+    with closing(sqlite3.connect(tmp_path / "jobs.sqlite")) as db:
+        db.executescript((HERE / f"{version}.sql").read_text())
     old = SqliteStore(tmp_path / "jobs.sqlite")
     await old.open(OWNER)
     assert old.damage is None
