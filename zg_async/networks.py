@@ -106,7 +106,7 @@ def get_network(name: str | Network) -> Network:
     """
     if isinstance(name, Network):
         return name
-    network = NETWORKS.get(name.replace("_", "-")) if isinstance(name, str) else None
+    network = NETWORKS.get(str(name).replace("_", "-"))
     if network is None:
         known = ", ".join(sorted(NETWORKS))
         raise ConfigError(
