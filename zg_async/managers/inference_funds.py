@@ -215,7 +215,15 @@ class InferenceFunds(InferenceTokens):
             raise
         if receipt is None:
             self._moved -= funds.needed
-        return receipt is not None
+            return False
+        _log.warning(
+            "automatic funding moved %s to %s for inference, %s of at most %s so far",
+            format_amount(funds.needed),
+            provider,
+            format_amount(self._moved),
+            format_amount(policy.cap),
+        )
+        return True
 
 
 def fee_of_chat(service: InferenceService, usage: Usage | None, prompt: str, answer: str) -> int:
