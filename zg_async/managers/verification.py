@@ -17,7 +17,14 @@ import anyio
 import anyio.to_thread
 
 from zg_async.clock import Clock
-from zg_async.errors import AttestationError, ConfigError, ProviderError, ProviderUnavailableError, ZgError
+from zg_async.errors import (
+    AttestationError,
+    ConfigError,
+    EndpointRefusedError,
+    ProviderError,
+    ProviderUnavailableError,
+    ZgError,
+)
 from zg_async.managers.provider_client import LIMITED_POLICY
 from zg_async.managers.services import ServiceDirectory
 from zg_async.managers.verification_record import (
@@ -198,7 +205,7 @@ class Verifier:
                 "GET", url, limit=QUOTE_LIMIT, provider=provider, limited=True, policy=LIMITED_POLICY
             )
             body, header = reply.body, reply.headers.get("ZG-Quote-Signature")
-        except ProviderUnavailableError:
+        except (EndpointRefusedError, ProviderUnavailableError):
             raise
         except ProviderError as error:  # an answer that is no report fails the checks
             log(f"no {name} report: {printable(error.message, limit=160)}")
