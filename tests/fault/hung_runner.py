@@ -17,9 +17,11 @@ async def main(folder: Path) -> None:
         handle = await runner.submit(world.spec(deploy=False))
         async for event in handle.events():
             if event.kind == "deliverable_acknowledged":
-                print("acknowledged", flush=True)
                 break
-        await runner.until_signal()
+        async with anyio.create_task_group() as group:
+            group.start_soon(runner.until_signal)
+            await anyio.wait_all_tasks_blocked()  # it listens now
+            print("acknowledged", flush=True)
     print("left", flush=True)
 
 
