@@ -120,7 +120,7 @@ def _members():
 JSON = re.compile(r"\.to_json$")
 
 
-LATE = {"aiohttp": aiohttp}
+LATE = {"aiohttp": aiohttp, "Broker": zg_async.Broker}
 """What modules import for annotations only."""
 
 
