@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 import anyio
+import anyio.lowlevel
 
 from tests.fault.world import Process, World
 from zg_async.jobs.runner import JobRunner
@@ -20,7 +21,8 @@ async def main(folder: Path) -> None:
                 break
         async with anyio.create_task_group() as group:
             group.start_soon(runner.until_signal)
-            await anyio.wait_all_tasks_blocked()  # it listens now
+            for _ in range(10):  # it listens then
+                await anyio.lowlevel.checkpoint()
             print("acknowledged", flush=True)
     print("left", flush=True)
 
