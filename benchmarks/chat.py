@@ -5,7 +5,7 @@
 Both ask the same provider of a devnet with a token made before: limits raised, canned answers, a chunk each 0.2 s. The
 chats begin 10 a second, which that provider admits, and overlap until all of them stream. Noted are the time to the
 first token and the gaps between chunks. "unproven" does what the bare client does; "proven" also checks who signed each
-answer, over which bytes (9 ms each in pure Python, 0.3 ms with coincurve). A last run keeps the providers' limit of 5
+answer, over which bytes (9 ms each in pure Python). A last run keeps the providers' limit of 5
 requests at a time and shows that the client queues. Aims: first token +10 ms, p99 of a gap +3 ms over the bare client.
 """
 

@@ -2,7 +2,8 @@
 
 Prints each row of `tests/goals.json` with the tests that are marked with it and whether they pass. A row is
 `pass` when it has a test for the whole of it, or one for each of the parts that `tests/goal_parts.json` says make up
-the whole, and all of them passed; `part` when only parts are shown, `FAIL` when one failed, `-` when it has none. Runs the suite to know; `--no-run` uses the report of the last run.
+the whole, and all of them passed; `part` when only parts are shown, `FAIL` when one failed, `-` when it has none. Runs
+the suite to know; `--no-run` uses the report of the last run.
 """
 
 import collections
@@ -67,7 +68,9 @@ def verdict(tests: list[tuple[str, str | None, str]], parts: list[str]) -> str:
 def main(arguments: list[str]) -> int:
     wanted = [a for a in arguments if not a.startswith("-")]
     if "--no-run" not in arguments:
-        run = subprocess.run([sys.executable, "-m", "pytest", "-q", "-n", "auto", "--goals"], cwd=HERE.parent, check=False)
+        run = subprocess.run(
+            [sys.executable, "-m", "pytest", "-q", "-n", "auto", "--goals"], cwd=HERE.parent, check=False
+        )
         if run.returncode not in (0, 1):
             return run.returncode
     by_row: dict[str, list[tuple[str, str | None, str]]] = collections.defaultdict(list)

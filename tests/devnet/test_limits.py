@@ -119,7 +119,6 @@ async def test_jobs_of_a_batch_share_its_cap(devnet, limited, spec):
 
 
 @pytest.mark.goal("RUN-03", part="stops before the next payment")
-@pytest.mark.goal("RUN-12", part="cancelled in setup by the job's cap")
 async def test_a_job_stops_before_the_payment_that_would_break_its_cap(limited, spec):
     async with limited(per_job=1) as broker, JobRunner(broker) as runner:
         with pytest.raises(JobFailedError, match="per_job") as caught:

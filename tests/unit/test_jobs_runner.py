@@ -587,6 +587,7 @@ async def test_a_job_that_may_cost_more_than_its_cap_is_refused_before_it_pays(w
     assert world.transactions == []
 
 
+@pytest.mark.goal("RUN-12", part="cancelled while it is allowed")
 async def test_a_task_that_turns_out_dearer_than_the_cap_is_cancelled(world, runner):
     async with runner() as run:
         with pytest.raises(JobFailedError, match="cancelled") as caught:
