@@ -1,4 +1,4 @@
-"""`zg dataset`: look at a dataset before anything is sent."""
+"""`zg dataset`: look at a dataset before anything is sent, and bring it into another shape."""
 
 import json
 from pathlib import Path
@@ -7,9 +7,11 @@ from typing import Annotated
 import cyclopts
 from cyclopts import Parameter
 
+from zg_async.errors import ConfigError
 from zg_async.text import printable
+from zg_async.wire.rows_convert import RowShape
 
-app = cyclopts.App(name="dataset", help="Look at a dataset before anything is sent.")
+app = cyclopts.App(name="dataset", help="Look at a dataset, or convert it, before anything is sent.")
 
 
 @app.command
@@ -33,3 +35,44 @@ async def check(path: Path, *, json_output: Annotated[bool, Parameter(name="--js
             print(f"  {mark}: {where}{printable(issue.message, limit=300)}")
     print("good" if report.is_ok else "the provider would refuse or spoil this")
     return 0 if report.is_ok else 1
+
+
+@app.command
+async def convert(
+    source: Path,
+    target: Path,
+    *,
+    to: RowShape,
+    rename: Annotated[tuple[str, ...], Parameter(name="--map", negative=())] = (),
+    lossy: Annotated[bool, Parameter(negative=())] = False,
+    json_output: Annotated[bool, Parameter(name="--json", negative=())] = False,
+) -> int:
+    """Write a JSONL file anew in another shape. Nothing is overwritten, and no row loses anything unless agreed to.
+
+    Args:
+        source: The file.
+        target: The new file.
+        to: What its rows are to be.
+        rename: A key and its new name, as question=instruction; may be given several times.
+        lossy: Agree to rows that lose something, e.g. a chat's earlier turns.
+        json_output: Print the report as one JSON object.
+    """
+    from zg_async.managers.dataset_convert import convert_dataset
+
+    names = dict(_pair(text) for text in rename)
+    report = await convert_dataset(source, target, to=to, rename=names, lossy=lossy)
+    if json_output:
+        print(json.dumps(report.to_json(), ensure_ascii=False))
+        return 0
+    were = ", ".join(f"{count:,} {shape.value}" for shape, count in report.shapes.items())
+    print(f"{target}: {report.rows:,} {report.to.value} rows (they were: {were})")
+    for note in report.lossy:
+        print(f"  warning: row {note.row}: {printable(note.message, limit=300)}")
+    return 0
+
+
+def _pair(text: str) -> tuple[str, str]:
+    old, _, new = text.partition("=")
+    if not old or not new:
+        raise ConfigError(f"{printable(text, limit=80)!r} names no two keys", hint="For example --map answer=output")
+    return old, new
