@@ -23,7 +23,7 @@ from zg_async.errors import (
     StorageError,
     StorageUnavailableError,
 )
-from zg_async.transport import storage_part
+from zg_async.transport import storage_download, storage_part, storage_upload
 from zg_async.transport.storage_settings import StorageProgress, StorageSettings
 from zg_async.wire.envelope import public_key
 from zg_async.wire.merkle import SEGMENT, padded_chunk_count
@@ -86,7 +86,6 @@ async def test_what_was_stored_comes_back_for_the_exact_fee(kit):
     assert await kit.devnet.client.balance(kit.storage.flow.address) == 0
 
 
-@pytest.mark.goal("STO-02", part="all nodes at once")
 async def test_each_replica_holds_its_shard(kit):
     source = kit.file()
     async with kit.broker() as broker:
@@ -94,6 +93,48 @@ async def test_each_replica_holds_its_shard(kit):
     assert (len(stored.nodes), stored.replicas) == (4, 2)
     root = hash_path(source).root
     assert all(node.is_final(node.find(root)) for node in kit.nodes)
+
+
+class Gate:
+    """Opens when enough calls wait at it together; one after another never would."""
+
+    def __init__(self, wanted):
+        self.wanted, self.inside, self.opened = wanted, set(), anyio.Event()
+
+    async def pass_by(self, who):
+        self.inside.add(who)
+        if len(self.inside) >= self.wanted:
+            self.opened.set()
+        await self.opened.wait()
+
+    def before(self, monkeypatch, owner, name, who):
+        original = getattr(owner, name)
+
+        async def call(*arguments):
+            await self.pass_by(who(*arguments))
+            return await original(*arguments)
+
+        monkeypatch.setattr(owner, name, call)
+
+
+@pytest.mark.goal("STO-02", part="all nodes at once")
+async def test_segments_go_to_all_nodes_at_once(kit, monkeypatch):
+    Gate(4).before(monkeypatch, storage_upload._Delivery, "_request", lambda delivery, _: delivery._peer.host)
+    with anyio.fail_after(30):
+        async with kit.broker() as broker:
+            stored = await broker.storage.upload(kit.file(), replicas=2)
+    assert len(stored.nodes) == 4
+
+
+@pytest.mark.goal("STO-06", part="parallel")
+async def test_segments_are_fetched_side_by_side(kit, monkeypatch):
+    source, out = kit.file(), kit.folder / "out"
+    async with kit.broker() as broker:
+        stored = await broker.storage.upload(source)
+        Gate(10).before(monkeypatch, storage_download.Download, "_ask", lambda *arguments: arguments[-1])
+        with anyio.fail_after(30):
+            await broker.storage.download(stored.root_hash, out)
+    assert out.read_bytes() == source.read_bytes()
 
 
 async def test_nothing_is_paid_for_what_is_there_and_a_lost_replica_is_filled_up(kit):
@@ -253,6 +294,7 @@ async def test_waiting_can_be_cancelled_and_gone_on_with(kit):
         assert (await broker.storage.upload(source)).fee == 0
 
 
+@pytest.mark.goal("STO-06", part="each segment proof-checked")
 @pytest.mark.parametrize("fault", ["wrong_data", "tampered_proof", "missing", "short_data", "error_5xx"])
 async def test_what_a_node_gets_wrong_is_asked_of_another(kit, fault):
     source, out = kit.file(), kit.folder / "out"
@@ -265,6 +307,7 @@ async def test_what_a_node_gets_wrong_is_asked_of_another(kit, fault):
     assert kit.nodes[0].url not in fetched.nodes
 
 
+@pytest.mark.goal("STO-06", part="each segment proof-checked")
 @pytest.mark.parametrize("size", [1000, BIG])
 async def test_wrong_data_everywhere_is_an_error_and_never_a_file(kit, size):
     source, out = kit.file(size), kit.folder / "out"
@@ -281,6 +324,7 @@ async def test_wrong_data_everywhere_is_an_error_and_never_a_file(kit, size):
     assert out.read_bytes() == source.read_bytes()
 
 
+@pytest.mark.goal("STO-06", part="resumable")
 async def test_a_cut_download_goes_on_where_it_stopped(kit):
     source, out = kit.file(), kit.folder / "out"
     settings = StorageSettings(downloads=1, locate_seconds=0.5)
@@ -301,6 +345,43 @@ async def test_a_cut_download_goes_on_where_it_stopped(kit):
     assert 0 < fetched.resumed < BIG
     assert kept
     assert leftovers(kit) == ["out"]
+
+
+@pytest.mark.goal("STO-06", part="final root checked")
+async def test_segments_that_fold_to_another_root_never_get_the_name(kit, monkeypatch):
+    source, out = kit.file(), kit.folder / "out"
+    async with kit.broker() as broker:
+        stored = await broker.storage.upload(source)
+        original = storage_part.FetchedPart.write
+
+        def swap(part, fragment, index, data, root):  # as if a wrong proof had been believed
+            return original(part, fragment, index, data, b"x" * 32 if index == 3 else root)
+
+        monkeypatch.setattr(storage_part.FetchedPart, "write", swap)
+        with pytest.raises(HashMismatchError, match="was asked for"):
+            await broker.storage.download(stored.root_hash, out)
+    assert not out.exists()
+
+
+@pytest.mark.goal("STO-06", part="atomic rename")
+async def test_the_final_name_appears_with_the_last_byte_and_never_over_something(kit, monkeypatch):
+    source, out, seen = kit.file(), kit.folder / "out", []
+    async with kit.broker() as broker:
+        stored = await broker.storage.upload(source)
+        original = storage_part.publish
+
+        def look(part, target):
+            seen.append((part.read_bytes() == source.read_bytes(), out.exists()))
+            original(part, target)
+
+        monkeypatch.setattr(storage_part, "publish", look)
+        await broker.storage.download(stored.root_hash, out)
+        (kit.folder / "out2").write_bytes(b"precious")
+        with pytest.raises(ConfigError, match="exists"):
+            await broker.storage.download(stored.root_hash, kit.folder / "out2")
+    assert seen == [(True, False)]
+    assert (kit.folder / "out2").read_bytes() == b"precious"
+    assert leftovers(kit) == ["out", "out2"]
 
 
 async def test_a_damaged_part_is_fetched_again(kit):

@@ -33,6 +33,18 @@ def test_library_starts_no_process_and_evaluates_nothing():
     assert [p.name for p in LIBRARY if _calls(p) & bad] == []
 
 
+@pytest.mark.goal("STO-01", part="no subprocess in the code")
+def test_library_imports_nothing_that_starts_processes():
+    bad = {"subprocess", "multiprocessing", "pty", "cffi", "distutils", "setuptools"}
+    found = []
+    for path in LIBRARY:
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            found += [f"{path.name}: {name}" for name in names if name.split(".")[0] in bad]
+    assert found == []
+
+
 def test_no_broad_except_hides_errors():
     """A handler of everything cleans up and raises again. The exceptions: the runner's edge around a job, and a foreign
     library that raises bare `Exception`."""
