@@ -1,6 +1,8 @@
 """Upload to four storage nodes and download back, against a raw HTTP transfer of the same bytes; and peak memory.
 
-    python benchmarks/storage.py [MIB]        default 256
+    python benchmarks/storage.py [MIB] [--kill-one]        default 256
+
+With --kill-one there are two shards at two nodes each, and a node is stopped when a quarter of the upload is done.
 
 Nodes, indexer and chain run in a process of their own, and so does the raw server, which only counts or sends bytes.
 The nodes are the devnet's: they decode, prove and write every segment in Python, on the same processors. Peak memory is
@@ -24,6 +26,7 @@ from aiohttp import web
 
 from zg_async import create_broker
 from zg_async.devnet.process import DevnetProcess
+from zg_async.transport.storage_settings import StorageProgress
 
 MIB = 2**20
 NODES = 4
@@ -99,7 +102,14 @@ async def raw(source: Path, target: Path, size: int) -> tuple[float, float]:
         process.join()
 
 
-async def run(mib: int) -> None:
+async def kill_midway(devnet: DevnetProcess, progress: StorageProgress, size: int) -> None:
+    """Stop a node when a quarter of the bytes is sent."""
+    while progress.stage != "sending" or progress.bytes_done < size / 4:  # noqa: ASYNC110  bytes are told to nobody
+        await anyio.sleep(0.02)
+    await devnet.control_async("storage_stop", node=0)
+
+
+async def run(mib: int, *, kill_one: bool) -> None:
     """Measure once."""
     size = mib * MIB
     with tempfile.TemporaryDirectory() as folder:
@@ -108,7 +118,8 @@ async def run(mib: int) -> None:
             for _ in range(mib):
                 file.write(os.urandom(MIB))
         raw_up, raw_down = await raw(source, Path(folder) / "raw", size)
-        async with DevnetProcess("--providers", "0", "--storage-nodes", str(NODES), "--shards", str(NODES)) as devnet:
+        shards = NODES // 2 if kill_one else NODES
+        async with DevnetProcess("--providers", "0", "--storage-nodes", str(NODES), "--shards", str(shards)) as devnet:
             info = devnet.info
             async with create_broker(
                 info["accounts"][0]["private_key"],
@@ -127,7 +138,11 @@ async def run(mib: int) -> None:
                 root = await broker.storage.root(source)
                 hashing = time.perf_counter() - started
                 started = time.perf_counter()
-                stored = await broker.storage.upload(source)
+                async with anyio.create_task_group() as group:
+                    progress = StorageProgress()
+                    if kill_one:
+                        group.start_soon(kill_midway, devnet, progress, size)
+                    stored = await broker.storage.upload(source, progress=progress)
                 up = time.perf_counter() - started
                 started = time.perf_counter()
                 await broker.storage.download(stored.root_hash, target, size=size)
@@ -135,7 +150,8 @@ async def run(mib: int) -> None:
                 if stored.root_hash != root:
                     raise SystemExit("two roots")
                 grown = peak() - before
-    print(f"{mib} MiB, {NODES} nodes with a shard each")
+    print(f"{mib} MiB, {NODES} nodes, {shards} shards{', one node stopped midway' if kill_one else ''}")
+    print(f"  confirmed by {len(stored.nodes)} nodes")
     print(f"  root       {hashing:7.2f} s  {mib / hashing:7.0f} MiB/s")
     print(f"  upload     {up:7.2f} s  {mib / up:7.0f} MiB/s  {up / raw_up:5.1f} times the raw {raw_up:.2f} s")
     print(f"  download   {down:7.2f} s  {mib / down:7.0f} MiB/s  {down / raw_down:5.1f} times the raw {raw_down:.2f} s")
@@ -147,7 +163,9 @@ def main() -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("mib", nargs="?", type=int, default=256)
-    asyncio.run(run(parser.parse_args().mib))
+    parser.add_argument("--kill-one", action="store_true")
+    options = parser.parse_args()
+    asyncio.run(run(options.mib, kill_one=options.kill_one))
 
 
 if __name__ == "__main__":

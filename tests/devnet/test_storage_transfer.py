@@ -271,11 +271,13 @@ async def test_a_node_that_learns_late_is_waited_for(kit):
 async def test_waiting_for_finality_has_a_deadline_and_tells_its_stage(kit):
     for node in kit.nodes:
         node.settings.never_final = -1
-    progress = StorageProgress()
+    stages = []
+    progress = StorageProgress(on_stage=stages.append)
     async with kit.broker(settings=StorageSettings(entry_seconds=1.0, finality_seconds=0.3)) as broker:
         with pytest.raises(NotStoredError, match="didn't confirm"):
             await broker.storage.upload(kit.file(1000), progress=progress)
         assert progress.stage == "finality"
+        assert stages[:6] == ["hashing", "looking", "paying", "entry", "sending", "finality"]
         stored = await broker.storage.upload(kit.file(1000), wait_finality=False)
         assert stored.fee == 0
 

@@ -70,7 +70,7 @@ class Download:
         limit: int | None = None,
     ) -> FetchedFile:
         """Fetch fragments into one file; see `Storage.download` for arguments and errors."""
-        self._progress.stage = "looking"
+        self._progress.enter("looking")
         fragments = [await self._locate(root, size if len(roots) == 1 else None, tx_seq) for root in roots]
         total = sum(fragment.size for fragment in fragments)
         if size is not None and total != size:
@@ -79,18 +79,18 @@ class Download:
             raise ConfigError(f"{hex0x(roots[0])} has {total} bytes, more than {limit}")
         part = await anyio.to_thread.run_sync(FetchedPart, target, [(f.root, f.size) for f in fragments])
         try:
-            self._progress.stage = "checking"
+            self._progress.enter("checking")
             self._progress.bytes_total = total
             resumed = await anyio.to_thread.run_sync(part.resume)
             self._progress.bytes_done = resumed
-            self._progress.stage = "fetching"
+            self._progress.enter("fetching")
             await self._fetch(fragments, part)
-            self._progress.stage = "checking"
+            self._progress.enter("checking")
             await anyio.to_thread.run_sync(part.check)
             await anyio.to_thread.run_sync(part.finish)
         finally:
             part.close()
-        self._progress.stage = "done"
+        self._progress.enter("done")
         return FetchedFile(
             path=str(target),
             root_hash=RootHash(hex0x(roots[0])),

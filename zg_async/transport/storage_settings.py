@@ -1,6 +1,7 @@
 """How we work with 0G Storage."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Final, Literal
 
 from zg_async.transport.transfer import Progress
@@ -44,8 +45,19 @@ class StorageSettings:
 
 @dataclasses.dataclass(slots=True)
 class StorageProgress(Progress):
-    """How far an upload or download is. Read it whenever you like; nothing is pushed."""
+    """How far an upload or download is. Read it whenever you like; only stages are told, to those who ask."""
 
     stage: Stage = "hashing"
     nodes_done: int = 0
     nodes_total: int = 0
+    on_stage: Callable[[Stage], None] | None = None
+    """Called in the event loop with each stage that begins. Nodes work side by side: their stages may alternate."""
+    _told: Stage | None = None
+
+    def enter(self, stage: Stage) -> None:
+        """Begin a stage."""
+        self.stage = stage
+        if stage != self._told:
+            self._told = stage
+            if self.on_stage is not None:
+                self.on_stage(stage)

@@ -127,9 +127,11 @@ class Upload:
     async def run(self, sources: Sequence[Source]) -> list[StoredFile]:
         """Store sources, each as a file of its own; see `Storage.upload` for errors."""
         progress = self._progress
-        progress.stage, progress.bytes_done, progress.bytes_total = "hashing", 0, sum(s.size for s in sources)
+        progress.bytes_done, progress.bytes_total = 0, sum(s.size for s in sources)
+        progress.enter("hashing")
         files = [await self._hash(source) for source in sources]
-        progress.stage, progress.bytes_done, progress.bytes_total = "looking", 0, sum(s.size for s in sources)
+        progress.bytes_done, progress.bytes_total = 0, sum(s.size for s in sources)
+        progress.enter("looking")
         peers = await self._usable()
         parts = list(dict.fromkeys(part for file in files for part in file))
         for at in range(0, len(parts), _BATCH):
@@ -137,7 +139,7 @@ class Upload:
             await self._find_or_pay(group, peers, f"{self._key}/{at // _BATCH}")
             for part in group:
                 await self._spread(part, peers)
-        progress.stage = "done"
+        progress.enter("done")
         return [self._stored(file) for file in files]
 
     async def _hash(self, source: Source) -> list[_Part]:
@@ -206,7 +208,7 @@ class Upload:
                 part.place = await self._existing(part.tree, peers, count)
         missing = tuple(part for part in group if part.place is None)
         if missing:
-            self._progress.stage = "paying"
+            self._progress.enter("paying")
             for part in missing:
                 part.key, part.together = key, missing
             await self._pay(missing, key)
@@ -364,14 +366,15 @@ class _Delivery:
     async def run(self) -> None:
         """Wait for the entry, send what the node hasn't, wait for finality."""
         settings, progress = self._upload.settings, self._upload.progress
-        progress.stage = "entry" if not self._upload.progress.bytes_done else progress.stage
+        if not progress.bytes_done:
+            progress.enter("entry")
         what = f"{self._peer.host} didn't learn of submission {self._place.tx_seq}"
         info = await self._upload.poll(self._info, settings.entry_seconds, what)
         if not info.is_for(self._part.tree) or info.start_entry != self._place.start_entry:
             raise StorageError(f"{self._peer.host} tells another file of submission {self._place.tx_seq}")
         own = own_segments(self._part.tree.size, self._place.start_entry, self._peer.config)
         if not info.finalized:
-            progress.stage = "sending"
+            progress.enter("sending")
             known = [index for index in own if index < info.uploaded_segments]
             await self._send_all([index for index in own if index not in set(known)])
             await self._confirm(known)
@@ -386,7 +389,7 @@ class _Delivery:
         if not settings.wait_finality:
             await self._send_all(known)
             return
-        progress.stage = "finality"
+        progress.enter("finality")
         what = f"{self._peer.host} didn't confirm submission {self._place.tx_seq}"
         if known:
             try:
