@@ -603,7 +603,9 @@ class FineTuningManager(Deliverables):
         client = self._client(preflight.service)
         if preflight.pending and policy == "fail":
             raise QueueFullError(
-                f"{preflight.pending} tasks are ahead at {client.provider}", status=409, provider=client.provider
+                f"{preflight.pending} unfinished {'tasks are' if preflight.pending > 1 else 'task is'} ahead at {client.provider}",
+                status=409,
+                provider=client.provider,
             )
         while policy == "wait_for_free" and await client.pending():
             await self._ctx.clock.sleep(_FREE_POLL)
