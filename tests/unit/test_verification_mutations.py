@@ -147,7 +147,7 @@ def test_every_byte_of_the_quotes_certificates_is_bound(number):
     assert survived == []
 
 
-@pytest.mark.parametrize("size", [0, 1, 47, 48, 631, 632, 636, 1000, len(QUOTE) - 1])
+@pytest.mark.parametrize("size", [0, 1, 47, 48, 631, 632, 636, 1000, -1])
 def test_a_cut_quote_fails(size):
     assert not verified({**GOOD, "quote": QUOTE[:size].hex()})
 

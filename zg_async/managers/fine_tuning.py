@@ -603,7 +603,7 @@ class FineTuningManager(Deliverables):
         client = self._client(preflight.service)
         if preflight.pending and policy == "fail":
             raise QueueFullError(
-                f"{preflight.pending} unfinished {'tasks are' if preflight.pending > 1 else 'task is'} ahead at {client.provider}",
+                f"others are ahead at {client.provider}: {preflight.pending} unfinished",
                 status=409,
                 provider=client.provider,
             )
