@@ -69,7 +69,9 @@ def main(arguments: list[str]) -> int:
     wanted = [a for a in arguments if not a.startswith("-")]
     if "--no-run" not in arguments:
         run = subprocess.run(
-            [sys.executable, "-m", "pytest", "-q", "-n", "auto", "--goals"], cwd=HERE.parent, check=False
+            [sys.executable, "-m", "pytest", "-q", "-n", "3", "--dist", "loadfile", "--goals"],
+            cwd=HERE.parent,
+            check=False,
         )
         if run.returncode not in (0, 1):
             return run.returncode
