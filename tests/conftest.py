@@ -3,7 +3,7 @@
 import asyncio
 import inspect
 import sys
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Generator, Iterator
 from unittest import mock
 
 import aiohttp
