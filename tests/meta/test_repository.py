@@ -114,7 +114,7 @@ DIGITS = "9f" + "1c7e3a5d" * 7 + "42c0de"
         ("-----BEGIN EC PRIVATE KEY-----\nMHcCAQEEIIGwqLS1nyBm0Vt1\n", "PEM"),
         (f'{{"crypto": {{"ciphertext": "{DIGITS}"}}}}', "keystore"),
         ("rpc = 'https://user:hunter2hunter2@node.example/'", "key in a URL"),
-        ("see /work/main/notes", "path of a machine"),
+        ("see /" + "work/notes", "path of a machine"),
         ("open('/home/someone/x')", "path of a machine"),
         ("ROOT = '/root/.cache'", "path of a machine"),
         ('mnemonic: "legal winner thank year wave sausage worth useful legal winner thank yellow"', "words"),
