@@ -13,7 +13,7 @@ AT_A_TIME = 3
 
 @pytest.mark.slow
 @pytest.mark.goal("DUR-02", part="SIGKILL around every call that changes something")
-@pytest.mark.goal("DUR-03")
+@pytest.mark.goal("DUR-03", part="one transaction per key across kills")
 async def test_a_job_killed_around_any_call_that_changes_something_ends_right(tmp_path):
     limiter, failures, deaths = anyio.CapacityLimiter(AT_A_TIME), [], []
     with DevnetProcess("--limits", "off", "--providers", "2") as devnet:
