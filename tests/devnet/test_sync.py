@@ -220,6 +220,30 @@ def test_ctrl_c_cancels_the_running_call_and_the_broker_goes_on(blocking):
     assert blocking.ledger.get_limits().min_account_balance > 0
 
 
+@pytest.mark.goal("CFG-04", part="Ctrl-C cancels the running call")
+def test_ctrl_c_while_a_call_is_handed_over_still_waits_for_its_end(blocking, monkeypatch):
+    ended = []
+
+    async def endless():
+        try:
+            await anyio.sleep_forever()
+        finally:
+            ended.append("cancelled")
+
+    portal = blocking._loop._portal
+    hand_over = portal.start_task_soon
+
+    def interrupted(call):
+        hand_over(call)
+        monkeypatch.undo()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(portal, "start_task_soon", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        blocking._loop.run(endless)
+    assert ended == ["cancelled"]
+
+
 def test_a_closed_broker_says_so(devnet, key, tmp_path):
     broker = create_broker(key, devnet.network, state_dir=tmp_path)
     broker.close()

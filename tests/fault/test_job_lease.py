@@ -113,7 +113,9 @@ async def test_asked_to_end_a_runner_detaches_and_the_next_one_finds_a_whole_jou
     first.send_signal(signal.SIGTERM)
     output, _ = await anyio.to_thread.run_sync(first.communicate)
     assert (output.strip(), first.returncode) == ("left", 0)
-    async with JobRunner(Process(World(tmp_path)).broker, SqliteStore(tmp_path / "jobs.sqlite")) as runner:
+    world = World(tmp_path)
+    world.settles = False
+    async with JobRunner(Process(world).broker, SqliteStore(tmp_path / "jobs.sqlite")) as runner:
         assert runner._store.damage is None
         (state,) = await runner.list_jobs()
         assert state.deliverable_acknowledged

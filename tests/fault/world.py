@@ -603,6 +603,8 @@ class Watch:
         while True:
             if self.told == "settled":
                 raise StopAsyncIteration
+            if not self.world.settles and self.told == "Delivered":
+                await anyio.sleep_forever()
             task = await self.process.call("poll", lambda: self.world.task(self.task_id))
             deliverable = self.world.deliverables.get(self.task_id)
             common = {
@@ -630,8 +632,6 @@ class Watch:
             if self.told == "Failed":
                 raise StopAsyncIteration
             self.world.advance(self.task_id)
-            if not self.world.settles and self.told == "Delivered":
-                await anyio.sleep_forever()
 
 
 class Lora:

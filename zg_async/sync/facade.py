@@ -32,9 +32,11 @@ class _Call:
         self._call = call
         self._scope: anyio.CancelScope | None = None
         self._cancelled = False
+        self.begun = False
         self.ended = threading.Event()
 
     async def run(self) -> Any:
+        self.begun = True
         try:
             with anyio.CancelScope() as self._scope:
                 if self._cancelled:
@@ -71,8 +73,8 @@ class _Loop:
             raise ClosedError("the broker was closed meanwhile") from None
         except BaseException:
             if future is None or not future.done():
-                self._portal.call(running.cancel)
-                if future is not None:  # otherwise it may never have been handed over
+                self._portal.call(running.cancel)  # the loop is fair: what was handed over before has begun by now
+                if future is not None or running.begun:
                     running.ended.wait()
             raise
 
