@@ -260,7 +260,7 @@ async def test_the_preflight_reports_everything_at_once_and_the_policies_hold(
             await other.ledger.ensure_funded(provider, "fine-tuning", "1")
             await other.fine_tuning.upload_dataset_to_tee(provider, dataset)
             ahead = await other.fine_tuning.create_task(provider, MODEL, hash_, PARAMS)
-            with pytest.raises(QueueFullError, match=rf"ahead at {provider}: [1-9]\d* unfinished"):
+            with pytest.raises(QueueFullError, match=f"ahead at {provider}: 1 unfinished"):
                 await broker.fine_tuning.create_task(provider, MODEL, hash_, PARAMS, policy="fail")
             queued = await broker.fine_tuning.create_task(provider, MODEL, hash_, PARAMS, policy="queue")
             assert not (await broker.fine_tuning.get_task(provider, queued)).is_terminal
@@ -369,9 +369,8 @@ async def test_parameters_with_an_exponent_are_written_out_or_refused(broker, pr
 async def test_one_call_brings_a_delivery_to_its_end_and_goes_on_where_it_was(broker, provider, task, tmp_path):
     change = await delivered(broker, provider, task)
     window = ack_window(await broker.fine_tuning.get_locked_time())
-    assert (
-        change.ack_deadline - (await broker.fine_tuning.get_task(provider, task)).deliver_time
-    ).total_seconds() == window
+    told = (await broker.fine_tuning.get_task(provider, task)).deliver_time  # by the provider's clock, in whole seconds
+    assert abs((change.ack_deadline - told).total_seconds() - window) <= 2
     model = await broker.fine_tuning.deliver(provider, task, tmp_path / "out")
     assert model.acknowledgement.verified
     assert set(model.files) >= {"adapter_config.json", "adapter_model.safetensors"}
