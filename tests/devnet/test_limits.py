@@ -1,10 +1,13 @@
 """No value leaves past a limit: not many at once, not after a restart, not piece by piece."""
 
+import re
+
 import anyio
 import pytest
 
 from tests.devnet.conftest import DATASET, MODEL, PARAMS, open_broker
 from zg_async import ConfigError, JobFailedError, JobRunner, JobSpec, LimitError, SpendLimits, create_broker
+from zg_async.units import parse_amount
 
 pytestmark = pytest.mark.slow
 OG = 10**18
@@ -125,6 +128,11 @@ async def test_a_job_stops_before_the_payment_that_would_break_its_cap(limited, 
             await runner.run_job(spec())
         assert caught.value.error_code == "limit"
         assert await broker.chain.transaction_count(broker.address) == 0
+    first = parse_amount(re.search(r"would come to ([\d.]+) 0G", str(caught.value))[1])
+    async with limited(per_job=first) as broker, JobRunner(broker) as runner:
+        with pytest.raises(JobFailedError, match="per_job"):
+            await runner.run_job(spec("again"))
+        assert await broker.chain.transaction_count(broker.address) == 1
 
 
 @pytest.mark.goal("SEC-05", part="unattended on mainnet")

@@ -1,15 +1,19 @@
 """What goes wrong at providers is mended by the runner itself, or explained with the next step."""
 
+import dataclasses
+import datetime as dt
 import json
 from pathlib import Path
 
 import pytest
 
-from tests.devnet.conftest import MODEL, PARAMS
+from tests.devnet.conftest import MODEL, PARAMS, open_broker
 from zg_async import JobFailedError, TaskProgress
+from zg_async.clock import SystemClock
 from zg_async.jobs.runner import JobRunner
 from zg_async.jobs.spec import JobSpec
 from zg_async.jobs.state import JobStatus
+from zg_async.units import format_amount
 
 pytestmark = pytest.mark.slow
 
@@ -100,3 +104,94 @@ async def test_a_provider_locked_by_a_penalty_is_explained_with_the_way_out(
             await runner.run_job(spec(dataset, provider, tmp_path))
         assert (await runner.doctor(provider)).state == "penalty_lock"
     assert "retrieve all funds" in caught.value.hint
+
+
+@pytest.mark.goal("RUN-07", part="stale signature is explained")
+async def test_a_signature_that_is_stale_by_the_providers_clock_is_explained_with_the_next_step(
+    broker, provider, dataset, tmp_path, faults
+):
+    faults(stale_clock=600.0)
+    async with JobRunner(broker) as runner:
+        with pytest.raises(JobFailedError, match="too old") as caught:
+            await runner.run_job(spec(dataset, provider, tmp_path))
+    assert "Compare this machine's clock" in caught.value.hint
+
+
+@pytest.mark.goal("RUN-07", part="signature mismatch is explained")
+async def test_a_signature_that_the_provider_reads_otherwise_is_explained_with_the_next_step(
+    broker, provider, dataset, tmp_path, faults
+):
+    faults(signature_error=1)
+    async with JobRunner(broker) as runner:
+        with pytest.raises(JobFailedError, match="signature verification failed") as caught:
+            await runner.run_job(spec(dataset, provider, tmp_path))
+    assert "submit the job again" in caught.value.hint
+
+
+class SkewedClock(SystemClock):
+    """The machine's clock, or so many seconds from it."""
+
+    offset = 0.0
+
+    def now(self):
+        return super().now() + self.offset
+
+
+@pytest.mark.goal("RUN-07", part="adapter not found for a while after the acknowledgement, expired key")
+async def test_an_adapter_not_known_yet_is_waited_for_and_an_expired_token_renewed(
+    devnet, key, provider, dataset, tmp_path, monkeypatch
+):
+    clock, looks = SkewedClock(), []
+    before = devnet.control("inference", provider=0)["inference"][0]
+    devnet.control("inference", provider=0, poll_interval=2.0)
+    try:
+        async with open_broker(devnet, key, tmp_path / "state", clock=clock) as broker:
+            lora, inference = broker.inference.lora, broker.inference
+            find = lora._by_task
+
+            async def look(*where):
+                looks.append(await find(*where))
+                return looks[-1]
+
+            monkeypatch.setattr(lora, "_by_task", look)
+            async with JobRunner(broker) as runner:
+                result = await runner.run_job(spec(dataset, provider, tmp_path, deploy=True))
+            assert looks[0] is None  # the provider didn't know it
+            inference.forget_session(provider)
+            clock.offset = -48 * 3600.0
+            old = await inference.session_token(provider)
+            clock.offset = 0.0
+            later = dt.datetime.fromtimestamp(clock.now() + 20 * 3600, dt.UTC)
+            inference._tokens[provider] = dataclasses.replace(old, expires_at=later)  # believed to live
+            answer = await lora.chat(provider, result.adapter_name, "Name the colour of box 1.", max_tokens=4)
+            assert answer.model == result.adapter_name
+            assert (await inference.session_token(provider)).raw_token != old.raw_token
+    finally:
+        devnet.control("inference", provider=0, **before)
+
+
+@pytest.mark.goal("RUN-12")
+async def test_a_fee_that_shows_above_the_cap_in_setup_cancels_the_task_and_says_so(
+    broker, provider, dataset, tmp_path, devnet
+):
+    await broker.ledger.ensure_funded(provider, "fine-tuning", "3")
+    before = (await broker.fine_tuning.get_account(provider)).balance
+    devnet.control("settings", provider=0, price_per_token=10**16, tick=1.5)
+    try:
+        async with JobRunner(broker) as runner:
+            handle = await runner.submit(spec(dataset, provider, tmp_path, budget="0.1", max_spend="0.2"))
+            events = [event async for event in handle.events()]
+    finally:
+        devnet.control("settings", provider=0, price_per_token=10**12, tick=0.2)
+    shown = [event for event in events if event.kind == "task_progressed"]
+    assert [event.fee for event in shown if event.progress is TaskProgress.INIT] == [0]
+    assert shown[-1].fee > 2 * 10**17
+    assert all(event.progress not in (TaskProgress.TRAINING, TaskProgress.TRAINED) for event in shown)
+    assert (events[-1].kind, events[-1].code) == ("job_failed", "limit")
+    assert "cancelled" in events[-1].message
+    assert format_amount(shown[-1].fee) in events[-1].message
+    (task,) = await broker.fine_tuning.list_task(provider)
+    assert task.progress is TaskProgress.FAILED
+    account = await broker.fine_tuning.get_account(provider)
+    assert (account.balance, account.deliverables) == (before, ())
+    assert broker.chain.budget.gone(handle.id) < 2 * 10**17

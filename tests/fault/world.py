@@ -120,6 +120,7 @@ class World:
         self.prices = dict.fromkeys(PROVIDERS, 10**9)
         self.signers = dict.fromkeys(PROVIDERS, SIGNER)
         self.fail_at: TaskProgress | None = None
+        self.stuck_at: TaskProgress | None = None
         self.log = ""
         self.settles = True
         self.reverts: list[str] = []
@@ -631,6 +632,9 @@ class Watch:
                 )
             if self.told == "Failed":
                 raise StopAsyncIteration
+            if task.progress is self.world.stuck_at:
+                await self.world.clock.sleep(15.0)
+                continue
             self.world.advance(self.task_id)
 
 

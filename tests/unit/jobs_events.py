@@ -53,6 +53,7 @@ ALL: tuple[e.Event, ...] = (
     e.AdapterDeployed(adapter_name="ft-x", state="active"),
     e.JobReconciled(),
     e.CancelRequested(),
+    e.CancelRequested(limit="max_queue_seconds", reason="it waited"),
     e.CancelRefused(reason="training"),
     e.JobFailed(stage="deploy_adapter", code="adapter", message="no", hint=None),
     e.JobResumed(accept_changes=True),

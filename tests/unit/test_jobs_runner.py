@@ -579,6 +579,7 @@ async def test_a_job_with_events_of_a_newer_version_is_not_driven(world, journal
 # ---- caps
 
 
+@pytest.mark.goal("RUN-03", part="refuses to start")
 async def test_a_job_that_may_cost_more_than_its_cap_is_refused_before_it_pays(world, runner):
     async with runner() as run:
         with pytest.raises(JobFailedError) as caught:

@@ -34,6 +34,7 @@ from zg_async.jobs.events import (
     ProviderExcluded,
     StageRetrying,
 )
+from zg_async.jobs.limits import next_limit
 from zg_async.jobs.policies import MAX_ATTEMPTS, Approval, Approve, is_approved, policy_of
 from zg_async.jobs.scheduler import Scheduler
 from zg_async.jobs.stages import next_stage
@@ -42,6 +43,7 @@ from zg_async.jobs.store import Store
 from zg_async.jobs.training import charge
 from zg_async.jobs.window import window_of
 from zg_async.jobs.work import Stage, Work
+from zg_async.managers.watch import wait_any
 
 if TYPE_CHECKING:
     from zg_async.broker import Broker
@@ -95,7 +97,9 @@ class Driver:
         self.approve: Approve | None = None
         """Asked before stages that pay, acknowledge or deploy."""
         self.ended = anyio.Event()
-        """Set by the owner once `run` is over."""
+        """Set by the owner, with `end`, once `run` is over."""
+        self._news = anyio.Event()
+        """Set by the next event."""
 
     @property
     def state(self) -> JobState:
@@ -106,15 +110,33 @@ class Driver:
         """Make an event durable, then believe it."""
         (recorded,) = await self.store.append(self.job_id, dataclasses.replace(event, at=now(self.clock)))
         self.work.state = apply(self.work.state, recorded)
+        self._news.set()
         return recorded
 
     def stop(self) -> None:
         """Stop driving, wherever it is. The job stays as it stands in the journal."""
         self.stopping.cancel()
 
-    async def cancel(self) -> int:
-        """Record that the user wants it stopped, get the driver's attention, and return the event's number."""
-        recorded = await self.commit(CancelRequested())
+    def end(self) -> None:
+        """Tell everybody who waits that it is driven no more."""
+        self.ended.set()
+        self._news.set()
+
+    async def mind_limits(self) -> None:
+        """Have the job cancelled when it reaches a time limit of its specification."""
+        while not self.ended.is_set():
+            self._news = anyio.Event()
+            limit = next_limit(self.state)
+            if limit is None:
+                await self._news.wait()
+            elif (left := (limit.at - now(self.clock)).total_seconds()) > 0:
+                await wait_any(self.clock, self._news, left)
+            else:
+                await self.cancel(limit=limit.name, reason=f"{limit.reason} ({limit.name})")
+
+    async def cancel(self, *, limit: str = "", reason: str = "") -> int:
+        """Record that it is to be stopped, get the driver's attention, and return the event's number."""
+        recorded = await self.commit(CancelRequested(limit=limit, reason=reason))
         if self._scope is not None:
             self._scope.cancel()
         return recorded.seq
@@ -141,10 +163,10 @@ class Driver:
         seq = self.state.seq
         try:
             with anyio.CancelScope() as scope:
-                self._scope = scope if stage.can_interrupt else None
+                self._scope = scope
                 if stage.needs_turn:
                     await self._take_turn()
-                else:
+                elif not stage.keeps_turn:
                     await self._leave_turn()
                 if not await is_approved(
                     self.approve, Approval(job_id=self.job_id, stage=stage.name, state=self.state)
@@ -153,6 +175,7 @@ class Driver:
                         stage, None, code="vetoed", message=f"{stage.name} was not approved", hint="resume() asks again"
                     )
                     return
+                self._scope = scope if stage.can_interrupt else None
                 await self._run_stage(stage)
         except (JournalError, ClosedError):
             raise

@@ -301,8 +301,11 @@ class JobReconciled(_Fact):
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class CancelRequested(_Fact):
-    """The user wants it stopped."""
+    """The user wants it stopped, or it reached a limit of its specification."""
 
+    limit: str = ""
+    """Which limit; empty: the user asked."""
+    reason: str = ""
     kind: Literal["cancel_requested"] = "cancel_requested"
 
 
@@ -348,7 +351,7 @@ class JobFailed(_Fact):
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class JobCancelled(_Fact):
-    """Stopped as the user asked."""
+    """Stopped as the user or a limit of the specification asked."""
 
     reason: str = ""
     kind: Literal["job_cancelled"] = "job_cancelled"

@@ -354,6 +354,8 @@ class JobRunner:
             return
         self._drivers[state.job_id] = driver
         self._background.start(self._drive(driver), name=f"zg job {state.job_id}")
+        if state.spec is not None and (state.spec.max_queue_seconds or state.spec.max_run_seconds):
+            self._background.start(self._mind_limits(driver), name=f"zg limits of {state.job_id}")
 
     def _cap(self, state: JobState) -> None:
         """Tell the place where money leaves what this job may cost."""
@@ -382,8 +384,14 @@ class JobRunner:
             if driver.failure is not None:
                 self._failures[driver.job_id] = driver.failure
             self._drivers.pop(driver.job_id, None)
-            driver.ended.set()
+            driver.end()
             self._store.notify()
+
+    async def _mind_limits(self, driver: Driver) -> None:
+        try:
+            await driver.mind_limits()
+        except (JournalError, ClosedError) as error:  # the driver meets the same
+            _log.debug("the limits of job %s are minded no more: %s", driver.job_id, error)
 
     async def _hold(self) -> None:
         """Begin to drive when the process that did has died or hangs; stop when another one took over."""
@@ -518,7 +526,8 @@ class JobHandle:
                 error_code=failure.code,
                 hint=failure.hint,
             ) from self._runner._failures.get(self.id)
-        raise JobCancelledError(f"job {self.id} was cancelled")
+        why = f": {state.cancel_reason}" if state.cancel_reason else ""
+        raise JobCancelledError(f"job {self.id} was cancelled{why}")
 
     async def cancel(self) -> bool:
         """Stop the job: at once before its task exists, else if the provider agrees: until training starts.

@@ -44,6 +44,12 @@ class JobSpec:
     max_spend: Amount | None = None
     """Most that may be gone for the job, the task's fee and all gas together. A job that may cost more doesn't start,
     and a task that turns out dearer is cancelled. None: the sub-account's balance bounds the fee."""
+    max_queue_seconds: float | None = None
+    """Longest that the job may wait until it trains, from its submission or the last failure of a provider on. Then it
+    is cancelled, if the provider still does that; else it is followed to its end. None: as long as it takes."""
+    max_run_seconds: float | None = None
+    """The same for the time from the beginning of the training to the delivery. Providers don't cancel a task that
+    trains, so this helps only when they put it back into their queue."""
     inference_budget: Amount | None = None
     """What to have ready in the inference sub-account when deploying; None: 2 0G, which the provider asks for."""
     on_unverified: Literal["acknowledge_unverified", "forfeit"] | None = None
@@ -104,6 +110,10 @@ def normalise(spec: JobSpec) -> JobSpec:
         raise ConfigError(
             f"unknown on_unverified {spec.on_unverified!r}", hint='It is "acknowledge_unverified" or "forfeit", or None'
         )
+    for name in ("max_queue_seconds", "max_run_seconds"):
+        seconds = getattr(spec, name)
+        if seconds is not None and (type(seconds) not in (int, float) or not 0 < seconds < float("inf")):
+            raise ConfigError(f"{name} has to be a positive number of seconds")
     if spec.require_verified:
         require_tee()
     dataset = spec.dataset_root or str(Path(spec.dataset).expanduser().absolute())

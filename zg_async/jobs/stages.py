@@ -54,7 +54,12 @@ STAGES: Final = (
     ),
 )
 CANCEL: Final = Stage(
-    name="cancel", run=cancel, is_done=lambda s: not s.cancel_requested, needs_turn=False, can_interrupt=False
+    name="cancel",
+    run=cancel,
+    is_done=lambda s: not s.cancel_requested,
+    needs_turn=False,
+    keeps_turn=True,
+    can_interrupt=False,
 )
 
 

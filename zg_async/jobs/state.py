@@ -44,7 +44,7 @@ from zg_async.jobs.events import (
     UnknownEvent,
 )
 from zg_async.jobs.spec import JobSpec
-from zg_async.wire.records import Address, JobId, RootHash, TaskId, TaskProgress, TxHash
+from zg_async.wire.records import CANCELLABLE, Address, JobId, RootHash, TaskId, TaskProgress, TxHash
 
 __all__ = ["JobResult", "JobSpec", "JobState", "JobStatus", "apply", "fold"]
 
@@ -137,6 +137,14 @@ class JobState:
     generations: Mapping[str, int] = dataclasses.field(default_factory=dict)
     """Per stage, how many of its transactions were mined as failures: part of the next one's key."""
     cancel_requested: bool = False
+    cancel_reason: str = ""
+    """Why it is or was to be cancelled; empty: the user asked."""
+    queued_at: dt.datetime | None = None
+    """Since when it waits for training."""
+    training_at: dt.datetime | None = None
+    """Since when it trains."""
+    limits_tried: frozenset[str] = frozenset()
+    """Time limits by which it was to be cancelled; emptied when the provider puts the task back."""
     failure: JobFailed | None = None
     unknown: bool = False
     """It has events this version can't read, so this version can't drive it."""
@@ -185,6 +193,7 @@ def _apply(state: JobState, event: Event) -> JobState:  # one arm per event
                 spec=event.spec,
                 wallet=event.wallet,
                 submitted_at=event.at,
+                queued_at=event.at,
                 suspect=event.suspect or state.suspect,
                 resubmitted=event.suspect,
             )
@@ -211,7 +220,7 @@ def _apply(state: JobState, event: Event) -> JobState:  # one arm per event
         case TaskAdopted():
             return _adopted(state, event)
         case TaskProgressed():
-            return change(progress=event.progress, fee=event.fee or state.fee)
+            return _progressed(state, event)
         case TaskDelivered():
             return change(delivered=event)
         case AckDeadlineNear():
@@ -235,7 +244,9 @@ def _apply(state: JobState, event: Event) -> JobState:  # one arm per event
         case JobReconciled():
             return change(suspect=True)
         case CancelRequested():
-            return change(cancel_requested=not state.status.is_terminal)
+            tried = state.limits_tried | ({event.limit} if event.limit else frozenset())
+            wanted = not state.status.is_terminal
+            return change(cancel_requested=wanted, cancel_reason=event.reason, limits_tried=tried)
         case CancelRefused():
             return change(cancel_requested=False)
         case JobResumed():
@@ -245,7 +256,7 @@ def _apply(state: JobState, event: Event) -> JobState:  # one arm per event
         case JobFailed():
             return change(status=JobStatus.FAILED, failure=event, cancel_requested=False)
         case JobCancelled():
-            return change(status=JobStatus.CANCELLED, cancel_requested=False)
+            return change(status=JobStatus.CANCELLED, cancel_requested=False, cancel_reason=event.reason)
         case UnknownEvent():
             return change(unknown=True)
         case _:
@@ -267,7 +278,19 @@ def _excluded(state: JobState, event: ProviderExcluded) -> JobState:
         task_id=None,
         progress=None,
         fee=0,
+        queued_at=event.at,
+        training_at=None,
+        limits_tried=frozenset(),
     )
+
+
+def _progressed(state: JobState, event: TaskProgressed) -> JobState:
+    state = dataclasses.replace(state, progress=event.progress, fee=event.fee or state.fee)
+    if event.progress is TaskProgress.TRAINING and state.training_at is None:
+        return dataclasses.replace(state, training_at=event.at)
+    if event.progress in CANCELLABLE:
+        return dataclasses.replace(state, limits_tried=frozenset())
+    return state
 
 
 def _running(state: JobState) -> JobStatus:
@@ -290,7 +313,16 @@ def _resumed(state: JobState, event: JobResumed) -> JobState:
         return state
     terms = None if event.accept_changes else state.terms
     model = state.model if state.deliverable_acknowledged else None  # what is on disk is checked again
-    return dataclasses.replace(state, status=JobStatus.RUNNING, failure=None, terms=terms, model=model, forfeited=False)
+    return dataclasses.replace(
+        state,
+        status=JobStatus.RUNNING,
+        failure=None,
+        terms=terms,
+        model=model,
+        forfeited=False,
+        queued_at=event.at,
+        limits_tried=frozenset(),
+    )
 
 
 def _adopted(state: JobState, event: TaskAdopted) -> JobState:

@@ -16,6 +16,7 @@ from zg_async.jobs.events import (
     CancelRefused,
     Event,
     JobCancelled,
+    JobWarned,
     TaskCreated,
     TaskDelivered,
     TaskProgressed,
@@ -101,8 +102,8 @@ async def train(work: Work) -> AsyncGenerator[Event, None]:
                 yield TaskProgressed(progress=change.state, fee=fee, source=change.source)
             if change.state in _OVER or (change.state in _DELIVERED and root is not None):
                 break
-            if change.task is not None:
-                await _check_fee(work, change.task)
+            if change.task is not None and (warning := await _check_fee(work, change.task)):
+                yield warning
     if root is None:  # "Failed" is a claim until the chain has been asked
         try:
             root = (await tuning.get_deliverable(work.provider, work.task_id)).model_root_hash
@@ -119,28 +120,41 @@ async def train(work: Work) -> AsyncGenerator[Event, None]:
     )
 
 
-async def _check_fee(work: Work, task: Task) -> None:
-    """Cancel a task that turns out dearer than the cap, while the provider still does that."""
+async def _check_fee(work: Work, task: Task) -> JobWarned | None:
+    """Cancel a task that turns out dearer than the cap, while the provider still does that; else say so."""
     if not task.fee:
-        return
+        return None
     cap, gas = work.spec.max_spend, sum(paid.gas for paid in work.state.paid)
     try:
         await charge(work, task.fee)
-        if cap is None or task.fee + gas <= int(cap) or not task.is_cancellable:
-            return
+        if cap is None or task.fee + gas <= int(cap):
+            return None
         why = f"with gas {format_amount(task.fee + gas)}; the cap is {format_amount(int(cap))}"
     except LimitError as error:
         why = error.message
-        if not task.is_cancellable:
-            await charge(work, task.fee, settled=True)
-            return
-    outcome = await work.broker.fine_tuning.cancel_task(work.provider, task.id)
-    if outcome.result is CancelResult.CANCELLED:
-        await charge(work, 0, settled=True)
-        raise LimitError(
-            f"task {task.id} would cost {format_amount(task.fee)}, {why}: cancelled",
-            hint="Nothing was charged; raise max_spend to train it",
-        )
+    what, refused = f"task {task.id} would cost {format_amount(task.fee)}, {why}", f"it is {task.progress.value}"
+    if task.is_cancellable:
+        outcome = await work.broker.fine_tuning.cancel_task(work.provider, task.id)
+        if outcome.result is CancelResult.CANCELLED:
+            await charge(work, 0, settled=True)
+            raise LimitError(f"{what}: cancelled", hint="Nothing was charged; raise max_spend to train it")
+        refused = outcome.message
+    await charge(work, task.fee, settled=True)  # it will be taken: the books say so, whatever the cap is
+    message = f"{what}: too late to cancel it ({printable(refused)})"
+    hint = "It goes on to its end, so that what is paid for isn't lost; what follows in its batch has less left"
+    return None if "fee_cap" in work.state.warned else JobWarned(code="fee_cap", message=message, hint=hint)
+
+
+_NEXT_STEPS: Final = (
+    ("insufficient account balance", "The sub-account held less than the fee; submit a new job with a higher budget"),
+    ("signature", "The provider read another signature than was sent; submit the job again, then try another provider"),
+    ("invalid nonce", "A later task of this wallet was settled meanwhile; submit the job again"),
+    ("insufficient provider balance", "The provider's own wallet is empty: take another, or tell its operator"),
+    ("previous deliverable", "An older delivery there isn't acknowledged; `JobRunner.doctor` names the way out"),
+    ("download failed", "The provider couldn't fetch the dataset; submit the job with the file instead of its hash"),
+    ("signer", "The provider's TEE signer isn't acknowledged; `JobRunner.doctor` names who has to do it"),
+)
+"""What to do about a reason that providers write into a failed task's log."""
 
 
 async def _task_failed(work: Work) -> TaskFailedError:
@@ -149,9 +163,7 @@ async def _task_failed(work: Work) -> TaskFailedError:
     except ZgError:
         log = ""
     reason = failure_reason(log)
-    hint = "The end of the task's log holds the reason"
-    if reason and "insufficient account balance" in reason:
-        hint = "The sub-account held less than the fee; submit a new job with a higher budget"
+    hint = next((step for words, step in _NEXT_STEPS if words in reason), "The end of the task's log holds the reason")
     return TaskFailedError(
         f"task {work.task_id} at {work.provider} failed" + (f": {printable(reason)}" if reason else ""),
         task_id=work.task_id,
@@ -163,14 +175,16 @@ async def _task_failed(work: Work) -> TaskFailedError:
 async def cancel(work: Work) -> AsyncGenerator[Event, None]:
     """Stop the job: by itself before there is a task, by asking the provider afterwards."""
     state = work.state
+    why = f"{state.cancel_reason}; " if state.cancel_reason else ""
     if state.request_nonce is None:
-        yield JobCancelled(reason="before a task was created")
+        yield JobCancelled(reason=f"{why}before a task was created")
         return
     tuning = work.broker.fine_tuning
     if state.task_id is None:
         task = await tuning.find_task_by_nonce(work.provider, state.request_nonce)
         if task is None:
-            yield JobCancelled(reason="before a task was created")
+            await charge(work, 0, settled=True)
+            yield JobCancelled(reason=f"{why}before a task was created")
             return
         yield TaskCreated(task_id=task.id)
     if state.delivered is not None:
@@ -179,6 +193,6 @@ async def cancel(work: Work) -> AsyncGenerator[Event, None]:
     outcome = await tuning.cancel_task(work.provider, work.task_id)
     if outcome.result is CancelResult.CANCELLED:
         await charge(work, 0, settled=True)
-        yield JobCancelled(reason=outcome.message)
+        yield JobCancelled(reason=f"{why}{outcome.message}")
     else:
         yield CancelRefused(reason=outcome.message)

@@ -121,6 +121,8 @@ class Stage:
     is_done: Callable[[JobState], bool]
     needs_turn: bool = True
     """Whether the wallet's turn at the provider is held meanwhile."""
+    keeps_turn: bool = False
+    """Whether a turn that is held stays held, though it isn't needed."""
     can_interrupt: bool = True
     """Whether a cancellation may stop it half-way; else it waits until the stage has ended."""
 
