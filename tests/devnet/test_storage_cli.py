@@ -46,18 +46,23 @@ async def test_a_file_goes_up_and_comes_down_by_the_command_line(tmp_path):
         (tmp_path / "other").write_bytes(b"precious")
         words[2] = tmp_path / "other"
         taken = await zg(*words, root, **environment)
-        assert (taken.returncode, b"exists" in taken.stderr) == (2, True)
+        assert (taken.returncode, b"exists" in taken.stderr) == (8, True)
         words[2] = tmp_path / "none"
         unknown = await zg(*words, "0x" + "ab" * 32, **environment)
-        assert (unknown.returncode, b"no storage node knows" in unknown.stderr) == (1, True)
+        assert (unknown.returncode, b"no storage node knows" in unknown.stderr) == (7, True)
         keyless = await zg("upload", "--data-path", source, **{k: v for k, v in environment.items() if "KEY" not in k})
-        assert (keyless.returncode, b"ZG_PRIVATE_KEY" in keyless.stderr) == (2, True)
+        assert (keyless.returncode, b"ZG_PRIVATE_KEY" in keyless.stderr) == (8, True)
 
 
 async def test_a_root_is_computed_without_any_network(tmp_path):
     source = make_file(tmp_path / "source", 300_000)
     done = await zg("storage", "root", source, "--json", HOME=str(tmp_path))
-    assert json.loads(done.stdout) == {"root": hash_path(source).root_hash, "size": 300_000}
+    assert json.loads(done.stdout) == {
+        "version": 1,
+        "kind": "root",
+        "root": hash_path(source).root_hash,
+        "size": 300_000,
+    }
     (tmp_path / "empty").touch()
     failed = await zg("storage", "root", tmp_path / "empty", HOME=str(tmp_path))
-    assert (failed.returncode, b"empty" in failed.stderr) == (2, True)
+    assert (failed.returncode, b"empty" in failed.stderr) == (8, True)

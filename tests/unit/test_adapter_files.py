@@ -62,7 +62,7 @@ def test_the_command_prints_rank_targets_size_base_model_and_loading_lines(folde
         assert part in shown
     assert run(["adapter", "show", str(folder), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["base_model"] == f"Qwen/{MODEL}"
-    assert run(["adapter", "show", str(folder / "nowhere")]) == 2
+    assert run(["adapter", "show", str(folder / "nowhere")]) == 8
 
 
 def test_good_files_are_read_and_names_stay_inside_their_quotes():

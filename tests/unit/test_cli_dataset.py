@@ -29,8 +29,8 @@ def test_a_bad_file_exits_with_1_and_names_the_row(path, capsys, content):
     assert report["errors"]
 
 
-def test_a_missing_file_is_a_usage_error_with_advice(path, capsys):
-    assert run(["dataset", "check", str(path)]) == 2
+def test_a_missing_file_is_named_with_advice(path, capsys):
+    assert run(["dataset", "check", str(path)]) == 8
     assert str(path) in capsys.readouterr().err
 
 

@@ -149,7 +149,7 @@ def test_lossy_rows_are_named_and_refused_unless_agreed_to(tmp_path, capsys):
 
 def test_what_is_there_is_never_overwritten(tmp_path, capsys):
     (tmp_path / "out.jsonl").write_text("precious")
-    assert convert(tmp_path, [PLAIN], "--to", "text") == 2
+    assert convert(tmp_path, [PLAIN], "--to", "text") == 8
     assert "exists" in capsys.readouterr().err
     assert (tmp_path / "out.jsonl").read_text() == "precious"
 
@@ -169,5 +169,5 @@ def test_a_mapping_without_two_keys_is_a_usage_error(tmp_path, capsys):
 def test_a_folder_that_isnt_there_is_an_error(tmp_path, capsys):
     (tmp_path / "in.jsonl").write_text(json.dumps(PLAIN))
     words = ["dataset", "convert", str(tmp_path / "in.jsonl"), str(tmp_path / "no" / "out"), "--to", "text"]
-    assert run(words) == 2
+    assert run(words) == 8
     assert "can't write" in capsys.readouterr().err

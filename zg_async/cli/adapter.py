@@ -1,12 +1,12 @@
 """`zg adapter`: look at a fine-tuned adapter."""
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import cyclopts
 from cyclopts import Parameter
 
+from zg_async.cli.output import print_json
 from zg_async.cli.render import size_text
 from zg_async.text import printable
 
@@ -14,7 +14,7 @@ app = cyclopts.App(name="adapter", help="Look at a fine-tuned adapter.")
 
 
 @app.command
-async def show(path: Path, *, json_output: Annotated[bool, Parameter(name="--json", negative=())] = False) -> int:
+async def show(path: Path, *, json_output: Annotated[bool, Parameter(name="--json")] = False) -> int:
     """Show what an unpacked adapter is, and the lines that load it elsewhere. Loads nothing of it.
 
     Args:
@@ -36,7 +36,7 @@ async def show(path: Path, *, json_output: Annotated[bool, Parameter(name="--jso
             "size": info.size,
             "loading_lines": adapter.loading_lines,
         }
-        print(json.dumps(fields, ensure_ascii=False))
+        print_json("adapter_files", fields)
         return 0
     rows = {
         "base model": printable(info.base_model_name),

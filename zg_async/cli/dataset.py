@@ -1,21 +1,21 @@
 """`zg dataset`: look at a dataset before anything is sent, and bring it into another shape."""
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import cyclopts
 from cyclopts import Parameter
 
-from zg_async.errors import ConfigError
+from zg_async.cli.output import UsageError, print_json
 from zg_async.text import printable
 from zg_async.wire.rows_convert import RowShape
 
 app = cyclopts.App(name="dataset", help="Look at a dataset, or convert it, before anything is sent.")
+Json = Annotated[bool, Parameter(name="--json")]
 
 
 @app.command
-async def check(path: Path, *, json_output: Annotated[bool, Parameter(name="--json", negative=())] = False) -> int:
+async def check(path: Path, *, json_output: Json = False) -> int:
     """Check a JSONL file by the provider's rules. Exits with 1 when the provider would refuse or spoil it.
 
     Args:
@@ -26,7 +26,7 @@ async def check(path: Path, *, json_output: Annotated[bool, Parameter(name="--js
 
     report = await check_dataset(path)
     if json_output:
-        print(json.dumps(report.to_json(), ensure_ascii=False))
+        print_json("dataset_report", report.to_json())
         return 0 if report.is_ok else 1
     print(f"{path}: {report.rows:,} rows, {report.size:,} bytes, format {report.format.value}")
     for mark, issues in (("error", report.errors), ("warning", report.warnings)):
@@ -43,9 +43,9 @@ async def convert(
     target: Path,
     *,
     to: RowShape,
-    rename: Annotated[tuple[str, ...], Parameter(name="--map", negative=())] = (),
-    lossy: Annotated[bool, Parameter(negative=())] = False,
-    json_output: Annotated[bool, Parameter(name="--json", negative=())] = False,
+    rename: Annotated[tuple[str, ...], Parameter(name="--map")] = (),
+    lossy: bool = False,
+    json_output: Json = False,
 ) -> int:
     """Write a JSONL file anew in another shape. Nothing is overwritten, and no row loses anything unless agreed to.
 
@@ -62,7 +62,7 @@ async def convert(
     names = dict(_pair(text) for text in rename)
     report = await convert_dataset(source, target, to=to, rename=names, lossy=lossy)
     if json_output:
-        print(json.dumps(report.to_json(), ensure_ascii=False))
+        print_json("dataset_conversion", report.to_json())
         return 0
     were = ", ".join(f"{count:,} {shape.value}" for shape, count in report.shapes.items())
     print(f"{target}: {report.rows:,} {report.to.value} rows (they were: {were})")
@@ -74,5 +74,5 @@ async def convert(
 def _pair(text: str) -> tuple[str, str]:
     old, _, new = text.partition("=")
     if not old or not new:
-        raise ConfigError(f"{printable(text, limit=80)!r} names no two keys", hint="For example --map answer=output")
+        raise UsageError(f"--map {printable(text, limit=80)!r} names no two keys; for example --map answer=output")
     return old, new

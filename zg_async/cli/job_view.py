@@ -14,6 +14,7 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
+from zg_async.cli.output import JSON_VERSION
 from zg_async.cli.render import duration_text, short, size_text, sparkline
 from zg_async.errors import ZgError
 from zg_async.jobs import events as ev
@@ -97,7 +98,7 @@ class JsonLines:
         """Say nothing more: the job's last event holds the sum."""
 
     def _print(self, value: Mapping[str, Any]) -> None:
-        print(json.dumps(value, ensure_ascii=False), flush=True)
+        print(json.dumps({"version": JSON_VERSION, **value}, ensure_ascii=False), flush=True)
 
 
 class JobView:

@@ -1,29 +1,24 @@
 """`zg run`, `zg plan` and `zg batch`: one job, what it would do, and many."""
 
 import json
-import os
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import anyio
 import anyio.to_thread
 from cyclopts import Parameter
 
-from zg_async.errors import ConfigError
+from zg_async.cli.opening import PAYING, Paying, open_broker
+from zg_async.cli.output import emit, print_json
 from zg_async.text import printable
 from zg_async.units import format_amount
 
 if TYPE_CHECKING:
-    from zg_async.broker import Broker
     from zg_async.jobs.batch import BatchResult
     from zg_async.jobs.plan import JobPlan
     from zg_async.jobs.spec import JobSpec
 
-_KEY: Final = "ZG_PRIVATE_KEY"
-Network = Annotated[str, Parameter(name="--network")]
-Rpc = Annotated[str | None, Parameter(name="--rpc")]
-Json = Annotated[bool, Parameter(name="--json", negative=())]
 Dataset = Annotated[str, Parameter(name="--dataset")]
 Params = Annotated[Path, Parameter(name="--params")]
 Model = Annotated[str, Parameter(name="--model")]
@@ -37,7 +32,6 @@ Tokenizer = Annotated[Path | None, Parameter(name="--tokenizer")]
 
 async def run(
     *,
-    network: Network,
     model: Model,
     dataset: Dataset,
     params: Params,
@@ -48,15 +42,11 @@ async def run(
     max_spend: Amounts = None,
     tokenizer: Tokenizer = None,
     key: Annotated[str | None, Parameter(name="--key")] = None,
-    rpc: Rpc = None,
-    json_lines: Json = False,
+    where: Paying = PAYING,
 ) -> int:
     """Run a fine-tuning job from dataset to adapter. Stop it with Ctrl-C; the same --key again goes on.
 
-    The wallet's key is read from ZG_PRIVATE_KEY.
-
     Args:
-        network: mainnet, testnet or local.
         model: The base model.
         dataset: A JSONL file, or the 0x root hash of a dataset that the provider has.
         params: The five training parameters as a JSON file.
@@ -67,16 +57,15 @@ async def run(
         max_spend: Most that may be gone, fee and gas, in 0G.
         tokenizer: The model's tokenizer.json, to know the fee before.
         key: Names the job: the same key again is the same job, never a second one.
-        rpc: An RPC endpoint instead of the network's.
-        json_lines: Print one JSON object per event, and nothing else.
+        where: Network, wallet and output.
     """
     from zg_async.cli.job_view import JobView, JsonLines, Screen
     from zg_async.jobs.runner import JobRunner
 
     began = time.monotonic()
     spec = _spec(model, dataset, params, out, provider, deploy, budget, max_spend, tokenizer, key)
-    screen: Screen = JsonLines() if json_lines else JobView()
-    async with _broker(network, rpc) as broker, JobRunner(broker) as runner:
+    screen: Screen = JsonLines() if where.as_json else JobView()
+    async with open_broker(where) as broker, JobRunner(broker) as runner:
         with screen:
             job = await runner.submit(spec)
             async for event in job.events():
@@ -88,7 +77,6 @@ async def run(
 
 async def plan(
     *,
-    network: Network,
     model: Model,
     dataset: Dataset,
     params: Params,
@@ -98,15 +86,11 @@ async def plan(
     budget: Budget = None,
     max_spend: Amounts = None,
     tokenizer: Tokenizer = None,
-    rpc: Rpc = None,
-    as_json: Json = False,
+    where: Paying = PAYING,
 ) -> int:
     """Show every transaction, upload and cost of a job. Sends nothing.
 
-    The wallet's key is read from ZG_PRIVATE_KEY.
-
     Args:
-        network: mainnet, testnet or local.
         model: The base model.
         dataset: A JSONL file, or the 0x root hash of a dataset that the provider has.
         params: The five training parameters as a JSON file.
@@ -116,50 +100,46 @@ async def plan(
         budget: What to have ready at the provider, in 0G.
         max_spend: Most that may be gone, fee and gas, in 0G.
         tokenizer: The model's tokenizer.json, to know the fee exactly.
-        rpc: An RPC endpoint instead of the network's.
-        as_json: Print the plan as one JSON object.
+        where: Network, wallet and output.
     """
     from zg_async.jobs.runner import JobRunner
 
     spec = _spec(model, dataset, params, out, provider, deploy, budget, max_spend, tokenizer, None)
-    async with _broker(network, rpc) as broker, JobRunner(broker) as runner:
+    async with open_broker(where) as broker, JobRunner(broker) as runner:
         planned = await runner.plan(spec)
-    print(json.dumps(planned.to_json(), ensure_ascii=False) if as_json else _plan_text(planned))
+    emit(where, "plan", planned.to_json(), lambda: _plan_text(planned))
     return 4 if planned.problems else 0
 
 
 async def batch(
     matrix: Path,
     *,
-    network: Network,
     at_once: Annotated[int, Parameter(name="--at-once")] = 100,
     results: Annotated[Path | None, Parameter(name="--results")] = None,
     form: Annotated[Literal["table", "csv", "json"], Parameter(name="--format")] = "table",
-    rpc: Rpc = None,
-    as_json: Json = False,
+    where: Paying = PAYING,
 ) -> int:
     """Run a matrix of jobs: models x datasets x parameters. The same file again runs nothing twice.
 
-    The wallet's key is read from ZG_PRIVATE_KEY.
-
     Args:
         matrix: A JSON file with name, models, datasets, params and output_dir, and maybe max_spend, wallets and job.
-        network: mainnet, testnet or local.
         at_once: How many jobs may be under way.
         results: Write the results there instead of showing them.
         form: How the results are written.
-        rpc: An RPC endpoint instead of the network's.
-        as_json: The same as --format json.
+        where: Network, wallet and output.
     """
     from zg_async.jobs.batch import read_batch
     from zg_async.jobs.runner import JobRunner
 
     jobs = await anyio.to_thread.run_sync(read_batch, matrix)
-    async with _broker(network, rpc) as broker, JobRunner(broker) as runner:
+    async with open_broker(where) as broker, JobRunner(broker) as runner:
         done = await runner.run_batch(jobs, at_once=at_once)
-    text = _results(done, "json" if as_json else form)
+    text = _results(done, form)
+    if where.as_json:
+        print_json("batch", done.to_json())
     if results is None:
-        print(text)
+        if not where.as_json:
+            print(text)
     else:
         await anyio.Path(results).write_text(text + "\n", encoding="utf-8")
     return 0 if done.is_whole else 1
@@ -219,12 +199,3 @@ def _spec(
         tokenizer=tokenizer,
         key=key,
     )
-
-
-def _broker(network: str, rpc: str | None) -> "Broker":
-    from zg_async.broker import create_broker
-
-    key: Any = os.environ.get(_KEY)
-    if not key:
-        raise ConfigError("no wallet is given", hint=f"Put its private key into the environment variable {_KEY}")
-    return create_broker(key, network, rpc_url=rpc)

@@ -3,17 +3,16 @@
 import contextlib
 import dataclasses
 import json
-import os
 from collections.abc import AsyncGenerator
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import cyclopts
-from cyclopts import Parameter
 
 from zg_async.cli.job_view import JobView, JsonLines
+from zg_async.cli.opening import HERE, PAYING, Paying, Where, open_broker
+from zg_async.cli.output import emit, print_json
 from zg_async.cli.render import short
-from zg_async.errors import ConfigError, JournalError
+from zg_async.errors import JournalError
 from zg_async.text import printable
 from zg_async.units import format_amount
 
@@ -25,33 +24,13 @@ if TYPE_CHECKING:
 app = cyclopts.App(name="jobs", help="Look at jobs, follow them, resume, cancel and forget them.")
 
 
-@Parameter(name="*")
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Where:
-    """Which network and wallet; the private key comes from the environment."""
-
-    network: str | None = None
-    """Name of the network; else the variable NETWORK."""
-    rpc: str | None = None
-    """RPC endpoint instead of the network's; else the variable ZG_RPC_ENDPOINT."""
-    state_dir: Path | None = None
-    """Where outbox and journal lie, instead of the user's state folder."""
-
-
-_HERE = Where()
-_Json = Annotated[bool, Parameter(name="--json", negative="")]
-
-
 @app.command(name="list")
-async def list_(
-    *, status: str | None = None, label: tuple[str, ...] = (), as_json: _Json = False, where: Where = _HERE
-) -> None:
+async def list_(*, status: str | None = None, label: tuple[str, ...] = (), where: Where = HERE) -> None:
     """List the jobs of the journal, oldest first.
 
     Args:
         status: Only these: queued, running, succeeded, failed or cancelled.
         label: Only jobs with this label, as NAME=VALUE; several: all of them.
-        as_json: One JSON object per line.
         where: Network and wallet.
     """
     wanted = dict(text.partition("=")[::2] for text in label)
@@ -59,16 +38,15 @@ async def list_(
         for state in await _states(store):
             labels = dict(state.spec.labels) if state.spec else {}
             if status in (None, state.status.value) and wanted.items() <= labels.items():
-                print(json.dumps(_row(state), ensure_ascii=False) if as_json else _line(state))
+                emit(where, "job", _row(state), lambda state=state: _line(state))  # type: ignore[misc]
 
 
 @app.command
-async def show(job_id: str, *, as_json: _Json = False, where: Where = _HERE) -> None:
+async def show(job_id: str, *, where: Where = HERE) -> None:
     """Show a job and all its events.
 
     Args:
         job_id: Which job.
-        as_json: One JSON object per event.
         where: Network and wallet.
     """
     from zg_async.jobs.events import event_to_json
@@ -79,45 +57,42 @@ async def show(job_id: str, *, as_json: _Json = False, where: Where = _HERE) -> 
         events = await store.read(JobId(job_id))
         if not events:
             raise JournalError(f"the journal has no job {job_id[:80]!r}", hint="`zg jobs list` shows all it has")
-        if not as_json:
+        if not where.as_json:
             print(_line(fold(events)))
         for event in events:
             value = event_to_json(event)
+            if where.as_json:
+                print_json(value.pop("kind"), value)
+                continue
             head = {name: value.pop(name) for name in ("at", "kind")}
-            print(
-                json.dumps(head | value, ensure_ascii=False)
-                if as_json
-                else printable(f"  {event.seq:>4} {head['at']} {head['kind']} {_brief(value)}", limit=400)
-            )
+            print(printable(f"  {event.seq:>4} {head['at']} {head['kind']} {_brief(value)}", limit=400))
 
 
 @app.command
-async def attach(job_id: str, *, as_json: _Json = False, where: Where = _HERE) -> int:
+async def attach(job_id: str, *, where: Paying = PAYING) -> int:
     """Follow a job until it has ended; drives it, and the others of the journal, if no other process does.
 
     Args:
         job_id: Which job.
-        as_json: One JSON object per event.
         where: Network and wallet.
     """
-    return await _follow(job_id, where, as_json=as_json, resume=False, accept_changes=False)
+    return await _follow(job_id, where, resume=False, accept_changes=False)
 
 
 @app.command
-async def resume(job_id: str, *, accept_changes: bool = False, as_json: _Json = False, where: Where = _HERE) -> int:
+async def resume(job_id: str, *, accept_changes: bool = False, where: Paying = PAYING) -> int:
     """Go on with a failed job where it failed, and follow it.
 
     Args:
         job_id: Which job.
         accept_changes: Accept the provider's present URL, price and signer.
-        as_json: One JSON object per event.
         where: Network and wallet.
     """
-    return await _follow(job_id, where, as_json=as_json, resume=True, accept_changes=accept_changes)
+    return await _follow(job_id, where, resume=True, accept_changes=accept_changes)
 
 
 @app.command
-async def cancel(job_id: str, *, where: Where = _HERE) -> int:
+async def cancel(job_id: str, *, where: Paying = PAYING) -> int:
     """Stop a job while that is possible: until its task trains.
 
     Args:
@@ -126,48 +101,51 @@ async def cancel(job_id: str, *, where: Where = _HERE) -> int:
     """
     from zg_async.jobs.runner import JobRunner
 
-    async with _broker(where) as broker, JobRunner(broker) as runner:
+    async with open_broker(where) as broker, JobRunner(broker) as runner:
         done = await (await runner.attach(job_id)).cancel()
-    print("cancelled" if done else "too late: the job goes on, or had ended")
+    said = "cancelled" if done else "too late: the job goes on, or had ended"
+    emit(where, "job_cancellation", {"job_id": job_id, "cancelled": done}, lambda: said)
     return 0 if done else 1
 
 
 @app.command
-async def prune(*, yes: bool = False, where: Where = _HERE) -> None:
-    """Forget ended jobs for good; their adapters stay.
+async def prune(*, where: Where = HERE) -> None:
+    """Forget ended jobs for good; their adapters stay. Without --yes it only says which.
 
     Args:
-        yes: Do it; without it, only say what would go.
         where: Network and wallet.
     """
     async with _journal(where) as (store, _):
         ended = [state.job_id for state in await _states(store) if state.status.is_terminal]
-        for job_id in ended:
-            print(job_id)
-        if yes and ended:
-            print(f"{await store.prune(*ended)} rows removed")
+        removed = await store.prune(*ended) if where.yes and ended else 0
         info = await store.info()
-        print(
-            f"{info.path}: {info.jobs} jobs, {info.size} bytes" + ("" if yes else "; nothing was removed, give --yes")
-        )
+    value = {
+        "ended": ended,
+        "rows_removed": removed,
+        "pruned": where.yes,
+        "path": str(info.path),
+        "jobs": info.jobs,
+        "size": info.size,
+    }
+    last = f"{removed} rows removed" if where.yes else "nothing was removed, give --yes"
+    emit(where, "pruned_jobs", value, lambda: [*ended, f"{info.path}: {info.jobs} jobs, {info.size} bytes; {last}"])
 
 
-async def doctor(provider: str, *, fix: bool = False, as_json: _Json = False, where: Where = _HERE) -> int:
+async def doctor(provider: str, *, fix: bool = False, where: Paying = PAYING) -> int:
     """Name the state of the wallet at a provider, and the exact steps out of it.
 
     Args:
         provider: The provider's address.
         fix: Take the steps, as far as they go now.
-        as_json: One JSON object.
         where: Network and wallet.
     """
-    async with _broker(where) as broker:
+    async with open_broker(where) as broker:
         found = await broker.fine_tuning.diagnose(provider)
         done = await broker.fine_tuning.recover(provider, dry_run=False) if fix else None
     wait = done.wait_until.isoformat() if done and done.wait_until else None
     sent = [receipt.tx_hash for receipt in done.receipts] if done else []
-    if as_json:
-        print(json.dumps({**dataclasses.asdict(found), "transactions": sent, "wait_until": wait}))
+    if where.as_json:
+        print_json("diagnosis", {**dataclasses.asdict(found), "transactions": sent, "wait_until": wait})
     else:
         print(printable(f"{', '.join(found.states)}: {found.explanation}", limit=1000))
         for number, step in enumerate(found.steps, 1):
@@ -182,12 +160,12 @@ async def doctor(provider: str, *, fix: bool = False, as_json: _Json = False, wh
 # --- what they share --------------------------------------------------------------------------------------------------
 
 
-async def _follow(job_id: str, where: Where, *, as_json: bool, resume: bool, accept_changes: bool) -> int:
+async def _follow(job_id: str, where: Where, *, resume: bool, accept_changes: bool) -> int:
     from zg_async.jobs.runner import JobRunner
     from zg_async.jobs.state import JobStatus
 
-    async with _broker(where) as broker, JobRunner(broker) as runner:
-        with JsonLines() if as_json else JobView() as screen:
+    async with open_broker(where) as broker, JobRunner(broker) as runner:
+        with JsonLines() if where.as_json else JobView() as screen:
             handle = await (runner.resume(job_id, accept_changes=accept_changes) if resume else runner.attach(job_id))
             async with handle.events() as events:
                 async for event in events:
@@ -196,25 +174,12 @@ async def _follow(job_id: str, where: Where, *, as_json: bool, resume: bool, acc
 
 
 @contextlib.asynccontextmanager
-async def _broker(where: Where) -> "AsyncGenerator[Broker, None]":
-    from zg_async.broker import create_broker
-
-    key = os.environ.get("ZG_PRIVATE_KEY")
-    if not key:
-        raise ConfigError("the private key is missing", hint="Set ZG_PRIVATE_KEY")
-    rpc = where.rpc or os.environ.get("ZG_RPC_ENDPOINT")
-    network = where.network or os.environ.get("NETWORK")
-    async with create_broker(key, network, rpc_url=rpc, state_dir=where.state_dir) as broker:
-        yield broker
-
-
-@contextlib.asynccontextmanager
 async def _journal(where: Where) -> "AsyncGenerator[tuple[SqliteStore, Broker], None]":
     """Open the journal without driving anything."""
     from zg_async.jobs.sqlite import SqliteStore
     from zg_async.jobs.store import Owner
 
-    async with _broker(where) as broker:
+    async with open_broker(where) as broker:
         store = SqliteStore(folder=broker.state_dir / "jobs")
         chain = broker.chain
         await store.open(Owner(chain_id=chain.chain_id, genesis=chain.genesis_hash, wallets=broker.wallets))

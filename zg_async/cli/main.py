@@ -1,37 +1,110 @@
-"""`zg`: the command line of zg_async."""
+"""`zg`: the command line of zg_async. What commands there are, and how each of their ends becomes an exit code."""
 
 import asyncio
+import contextlib
+import logging
+import os
 import sys
+import traceback
 from collections.abc import Coroutine
-from typing import Any
+from typing import Any, Final
 
 import cyclopts
 
 from zg_async import __version__
-from zg_async.cli import adapter, dataset, demo, devnet, jobs, jobs_admin, serve, storage
-from zg_async.cli.render import error_line, exit_code
+from zg_async.cli.output import UsageError, print_json
+from zg_async.cli.render import exit_code
 from zg_async.errors import ZgError
+from zg_async.text import printable
 
-app = cyclopts.App(name="zg", help="Fine-tune and chat on the 0G Compute Network.", version=__version__)
-app.command(devnet.app)
-app.command(dataset.app)
-app.command(adapter.app)
-app.command(storage.app)
-app.command(storage.upload, name="upload")
-app.command(storage.download, name="download")
-app.command(demo.demo, name="demo")
-app.command(jobs_admin.app)
-app.command(jobs_admin.doctor, name="doctor")
-app.command(jobs.run, name="run")
-app.command(jobs.plan, name="plan")
-app.command(jobs.batch, name="batch")
-app.command(serve.serve, name="serve")
-app.command(serve.router_serve, name="router-serve")
+GROUPS: Final = {
+    ("fine-tuning", "ft"): "Fine-tuning: providers, models, datasets, tasks, deliveries.",
+    ("inference", "inf"): "Inference: providers, models, keys, chat, a local server.",
+    ("task",): "Watch tasks, and wait for them.",
+}
+COMMANDS: Final[tuple[tuple[str, str], ...]] = (
+    # account
+    ("get-account", "ledger:get_account"),
+    ("add-account", "ledger:add_account"),
+    ("deposit", "ledger:deposit"),
+    ("refund", "ledger:refund"),
+    ("retrieve-fund", "ledger:retrieve_fund"),
+    ("transfer-fund", "ledger:transfer_fund"),
+    ("get-sub-account", "ledger:get_sub_account"),
+    # one job, many jobs
+    ("run", "jobs:run"),
+    ("plan", "jobs:plan"),
+    ("batch", "jobs:batch"),
+    ("jobs", "jobs_admin:app"),
+    ("doctor", "jobs_admin:doctor"),
+    # datasets, adapters, storage
+    ("dataset", "dataset:app"),
+    ("adapter", "adapter:app"),
+    ("storage", "storage:app"),
+    ("upload", "storage:upload"),
+    ("download", "storage:download"),
+    # inference
+    ("inference serve", "serve:serve"),
+    ("inference router-serve", "serve:router_serve"),
+    # here
+    ("demo", "demo:demo"),
+    ("devnet", "devnet:app"),
+)
+"""Each command's words and where it is; modules are imported when their command is used."""
+FLAT: Final[tuple[tuple[str, str], ...]] = (
+    ("return-funds", "retrieve-fund"),
+    ("serve", "inference serve"),
+    ("router-serve", "inference router-serve"),
+)
+"""Other spellings, of earlier releases and documents, and the command each is."""
+RETIRED: Final = {
+    "--key": "set ZG_PRIVATE_KEY or give --private-key-file: a key on the command line can be read by every program",
+    "--private-key": "set ZG_PRIVATE_KEY or give --private-key-file: a key on the command line can be read by all",
+}
+"""Flags that are gone, and what to do instead."""
+
+INTERRUPTED: Final = 130
+BUG: Final = 70
+CLOSED_PIPE: Final = 141
+
+
+def make_app() -> cyclopts.App:
+    """Return the application; no command's module is imported for it."""
+    app = cyclopts.App(
+        name="zg",
+        help="Fine-tune and chat on the 0G Compute Network.",
+        version=f"zg-async {__version__}",
+        default_parameter=cyclopts.Parameter(negative=""),
+    )
+    groups = {names[0]: cyclopts.App(name=names, help=text) for names, text in GROUPS.items()}
+    for group in groups.values():
+        app.command(group)
+    known = dict(COMMANDS)
+    for words, target, show in (
+        *((w, t, True) for w, t in COMMANDS),
+        *((old, known[new], False) for old, new in FLAT),
+    ):
+        *group_words, name = words.split()
+        parent = groups[group_words[0]] if group_words else app
+        parent.command(f"zg_async.cli.{target}", name=name, show=show)
+    return app
+
+
+app: Final = make_app()
 
 
 def main() -> None:
     """Run the command line and end the process with its exit code."""
-    sys.exit(run(sys.argv[1:]))
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(AttributeError, ValueError):
+            stream.reconfigure(errors="replace")  # type: ignore[union-attr]  # a terminal that knows no ticks
+    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
+    code = run(sys.argv[1:])
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        code = _closed_pipe()
+    sys.exit(code)
 
 
 def run(arguments: list[str]) -> int:
@@ -41,26 +114,85 @@ def run(arguments: list[str]) -> int:
         arguments: The words behind `zg`.
 
     Returns:
-        0 ok, 1 failed job, 2 usage, 3 network, 4 insufficient funds, 5 verification, 6 timeout, 130 interrupted.
+        0 ok, 1 failed job, 2 usage, 3 network, 4 insufficient funds, 5 verification, 6 timeout, 7 refused by contract
+        or provider, 8 configuration, 70 a bug, 130 interrupted, 141 nobody reads the output any more.
     """
+    ending = _Ending(as_json="--json" in arguments, debug="--debug" in arguments)
     try:
-        command, bound, _ = app.parse_args(arguments, exit_on_error=False, print_error=True)
-    except cyclopts.CycloptsError:
-        return 2
+        command, bound, _ = app.parse_args(arguments, exit_on_error=False, print_error=False, help_on_error=False)
+    except cyclopts.CycloptsError as error:
+        return ending.usage(_usage(error, arguments))
     try:
         result = command(*bound.args, **bound.kwargs)
         if isinstance(result, Coroutine):
             result = asyncio.run(_interruptible(result))
+        return int(result or 0)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-        return 130
-    except ZgError as e:
-        print(error_line(e), file=sys.stderr)
-        return exit_code(e)
-    except TimeoutError:
-        print("error: timed out", file=sys.stderr)
-        return 6
-    return int(result or 0)
+        return INTERRUPTED
+    except BrokenPipeError:
+        return _closed_pipe()
+    except BaseExceptionGroup as group:
+        return ending.of(_first(group))
+    except Exception as error:  # noqa: BLE001  the program's edge: nobody sees a traceback who hasn't asked for it
+        return ending.of(error)
+
+
+class _Ending:
+    """How a failed command ends: one line that says what to do, and a code."""
+
+    def __init__(self, *, as_json: bool, debug: bool) -> None:
+        self._as_json, self._debug = as_json, debug
+
+    def usage(self, text: str) -> int:
+        return self._end(2, "usage", text, None)
+
+    def of(self, error: BaseException) -> int:
+        if self._debug:
+            traceback.print_exception(error, file=sys.stderr)
+        match error:
+            case ZgError():
+                notes = getattr(error, "__notes__", ())
+                return self._end(exit_code(error), error.code, "; ".join([error.message, *notes]), error.hint)
+            case UsageError():
+                return self.usage(str(error))
+            case TimeoutError():
+                return self._end(6, "timeout", str(error) or "timed out", None)
+            case OSError():
+                what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+                return self._end(8, "file", what, None)
+            case _:
+                text = f"{type(error).__name__}: {error}"
+                return self._end(BUG, "bug", text, "This is a fault of zg: report it with the output of --debug")
+
+    def _end(self, code: int, name: str, message: str, hint: str | None) -> int:
+        line = f"error: {printable(message, limit=1500)} [{name}]"
+        print(f"{line}; next: {printable(hint, limit=1000)}" if hint else line, file=sys.stderr)
+        if self._as_json:
+            print_json("error", {"code": name, "message": message, "hint": hint, "exit_code": code})
+        return code
+
+
+def _usage(error: cyclopts.CycloptsError, arguments: list[str]) -> str:
+    given = {word.partition("=")[0] for word in arguments if word.startswith("--")}
+    for flag in RETIRED:
+        if flag in given:
+            return f"{flag} is gone: {RETIRED[flag]}"
+    lines = [line for text in str(error).splitlines() if (line := text.strip(" │╭╮╰╯─"))]
+    return " ".join(lines).rstrip(".") + ". `--help` behind the command shows its flags"
+
+
+def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    first = group.exceptions[0]
+    return _first(first) if isinstance(first, BaseExceptionGroup) else first
+
+
+def _closed_pipe() -> int:
+    """Let nothing more be written, so that Python doesn't complain at its end."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    print("error: nobody reads the output any more; what was sent before stays sent", file=sys.stderr)
+    return CLOSED_PIPE
 
 
 async def _interruptible(work: Coroutine[Any, Any, Any]) -> Any:

@@ -4,44 +4,46 @@ from collections.abc import Sequence
 from typing import Final
 
 from zg_async.errors import (
+    ChainError,
     ChainUnavailableError,
+    ClosedError,
     ConfigError,
     FeeCapError,
     InsufficientBalanceError,
     InsufficientGasFundsError,
+    JobError,
+    JournalError,
+    KeyNotReleasedError,
     LimitError,
+    NotStoredError,
+    ProviderError,
     ProviderUnavailableError,
     RpcError,
-    StorageUnavailableError,
+    StorageError,
     TransactionTimeoutError,
     VerificationError,
     WrongChainError,
     ZgError,
 )
-from zg_async.text import printable
 
 EXIT_CODES: Final[Sequence[tuple[tuple[type[ZgError], ...], int]]] = (
     ((TransactionTimeoutError,), 6),
     ((InsufficientGasFundsError, InsufficientBalanceError, LimitError, FeeCapError), 4),
     ((VerificationError,), 5),
-    ((ChainUnavailableError, ProviderUnavailableError, StorageUnavailableError, RpcError, WrongChainError), 3),
-    ((ConfigError,), 2),
+    ((ChainUnavailableError, ProviderUnavailableError, RpcError, WrongChainError), 3),
+    ((JournalError, ConfigError), 8),
+    ((NotStoredError, ChainError, ProviderError, KeyNotReleasedError), 7),
+    ((StorageError,), 3),
+    ((JobError,), 1),
+    ((ClosedError,), 70),
 )
+"""What an error ends the program with; the first class that fits counts."""
 _BARS: Final = "▁▂▃▄▅▆▇█"
 
 
 def exit_code(error: ZgError) -> int:
-    """Return the exit code of an error: 2 usage, 3 network, 4 funds, 5 verification, 6 timeout, else 1."""
+    """Return an error's exit code, as `EXIT_CODES` has it; 1 for one it doesn't know."""
     return next((code for classes, code in EXIT_CODES if isinstance(error, classes)), 1)
-
-
-def error_line(error: ZgError) -> str:
-    """Say what went wrong and what to do next, on lines of their own."""
-    lines = [f"error: {printable(error.message, limit=1000)} [{error.code}]"]
-    if error.hint:
-        lines.append(f"  next: {printable(error.hint, limit=1000)}")
-    lines += [f"  {printable(note, limit=1000)}" for note in getattr(error, "__notes__", ())]
-    return "\n".join(lines)
 
 
 def short(address: str) -> str:

@@ -44,20 +44,20 @@ class EndpointUpstream:
 Upstream = ProviderUpstream | EndpointUpstream
 
 
-def parse_provider(text: str) -> ProviderUpstream:
-    """Read `address` or `address,priority`.
+def parse_provider(text: str, *, priority: int = PROVIDER_PRIORITY) -> ProviderUpstream:
+    """Read `address` or `address,priority`; `priority` is that of one without.
 
     Raises:
         ConfigError: It is neither.
     """
-    address, _, priority = text.partition(",")
-    return ProviderUpstream(
-        address=parse_address(address.strip(), what="provider"), priority=_priority(priority, PROVIDER_PRIORITY)
-    )
+    address, _, own = text.partition(",")
+    return ProviderUpstream(address=parse_address(address.strip(), what="provider"), priority=_priority(own, priority))
 
 
-def parse_endpoint(text: str, environment: dict[str, str]) -> EndpointUpstream:
+def parse_endpoint(text: str, environment: dict[str, str], *, priority: int = ENDPOINT_PRIORITY) -> EndpointUpstream:
     """Read `id,url,env:NAME[,model[,priority]]`; the key comes from the environment, never from the command line.
+
+    `priority` is that of one without.
 
     Raises:
         ConfigError: A part is missing, or the variable isn't set.
@@ -78,7 +78,7 @@ def parse_endpoint(text: str, environment: dict[str, str]) -> EndpointUpstream:
         url=parts[1].rstrip("/"),
         api_key=key,
         model=parts[3] if len(parts) > 3 and parts[3] else ENDPOINT_MODEL,
-        priority=_priority(parts[4] if len(parts) > 4 else "", ENDPOINT_PRIORITY),
+        priority=_priority(parts[4] if len(parts) > 4 else "", priority),
     )
 
 

@@ -23,6 +23,8 @@ class FeePolicy:
     """Neuron of gas per wallet within 24 hours, unmined ones counted at their highest fee; None: no bound."""
     bump_after: float = 30.0
     """Seconds a transaction may wait in the pool, over at least two new blocks, before its fees are raised."""
+    bump_tenths: int = 11
+    """What a raise multiplies the fees by, in tenths; less than 11 is 11, below which nodes refuse."""
     resend_after: float = 12.0
     """Seconds after which a transaction without receipt is looked for in the pool, and sent again if it's gone."""
     wait_seconds: float = 300.0
@@ -85,7 +87,8 @@ def bump(policy: FeePolicy, old: Fees, wanted: Fees | None = None) -> Fees | Non
     Returns:
         The new fees, or None if they would exceed the cap.
     """
-    fee, tip = _raised(old.max_fee_per_gas), _raised(old.max_priority_fee_per_gas)
+    tenths = max(policy.bump_tenths, 11)
+    fee, tip = _raised(old.max_fee_per_gas, tenths), _raised(old.max_priority_fee_per_gas, tenths)
     if wanted is not None:
         fee, tip = max(fee, wanted.max_fee_per_gas), max(tip, wanted.max_priority_fee_per_gas)
     fee = max(fee, tip)
@@ -97,8 +100,8 @@ def bump(policy: FeePolicy, old: Fees, wanted: Fees | None = None) -> Fees | Non
     return Fees(max_fee_per_gas=fee, max_priority_fee_per_gas=tip)
 
 
-def _raised(fee: int) -> int:
-    return max(fee + 1, -(-fee * 110 // 100))
+def _raised(fee: int, tenths: int = 11) -> int:
+    return max(fee + 1, -(-fee * tenths // 10))
 
 
 def gas_limit(policy: FeePolicy, estimate: int) -> int:
