@@ -109,6 +109,7 @@ _HOMES = {
     "zg_async.managers.verification_record": ("Evidence", "Pin", "ServiceVerification", "recheck_report"),
     "zg_async.managers.watch": ("LogFollow", "PollPolicy", "TaskWatch"),
     "zg_async.networks": ("NETWORKS", "Network", "get_network"),
+    "zg_async.transport.audit": ("AuditTrail", "AuditedSignature", "AuditedTransaction", "read_audit"),
     "zg_async.transport.budget": ("FirstTransfer", "SpendLimits"),
     "zg_async.transport.fees": ("FeePolicy",),
     "zg_async.transport.http": ("HttpSettings",),
@@ -288,6 +289,10 @@ if TYPE_CHECKING:
     from zg_async.networks import NETWORKS as NETWORKS
     from zg_async.networks import Network as Network
     from zg_async.networks import get_network as get_network
+    from zg_async.transport.audit import AuditedSignature as AuditedSignature
+    from zg_async.transport.audit import AuditedTransaction as AuditedTransaction
+    from zg_async.transport.audit import AuditTrail as AuditTrail
+    from zg_async.transport.audit import read_audit as read_audit
     from zg_async.transport.budget import FirstTransfer as FirstTransfer
     from zg_async.transport.budget import SpendLimits as SpendLimits
     from zg_async.transport.fees import FeePolicy as FeePolicy

@@ -190,6 +190,16 @@ class Broker:
         return self._shared.state_dir
 
     @property
+    def audit_path(self) -> Path | None:
+        """The wallet's audit log, for `read_audit`: each payment and signature; None: its outbox is in memory.
+
+        Raises:
+            ConfigError: It is read-only.
+            ClosedError: The broker isn't open.
+        """
+        return self.chain.audit_path(self.address)
+
+    @property
     def address(self) -> Address:
         """The wallet's address.
 

@@ -4,6 +4,7 @@ import pytest
 
 from tests.devnet.chain_kit import LEDGER, USER, ZG, open_rig
 from zg_async.errors import ChainUnavailableError, ClosedError
+from zg_async.transport.audit import read_audit
 from zg_async.transport.sqlite_outbox import SqliteOutbox
 
 pytestmark = pytest.mark.slow
@@ -54,6 +55,8 @@ async def crashed_write(rig, path, script, key):
 async def test_a_crash_at_any_outward_call_leaves_one_effect_and_one_nonce(tmp_path, when):
     async with open_rig() as rig:
         start, crashes = await rig.account_nonce(), 0
+        async with rig.chain() as chain:
+            balance = await chain.balance(USER.address)
         while crashes < 40:
             key = f"job/{crashes}"
             # the watcher's own calls run in a background task, which a crash ends with the chain
@@ -66,7 +69,10 @@ async def test_a_crash_at_any_outward_call_leaves_one_effect_and_one_nonce(tmp_p
                 assert again.tx_hash == receipt.tx_hash
             crashes += 1
         assert crashes >= 4  # open, quote, append, send
-        async with rig.chain() as chain:
+        async with rig.chain(outbox=SqliteOutbox(tmp_path / "o.sqlite")) as chain:
+            trail = read_audit(chain.audit_path(USER.address))
+            assert await chain.balance(USER.address) == balance - trail.paid
+            assert [t.key for t in trail.transactions] == [f"job/{n}" for n in range(crashes + 1)]
             total = (await chain.call(LEDGER.get_ledger(USER.address))).total_balance
         assert total == 5 * ZG + (crashes + 1) * ZG
         assert await rig.account_nonce() == start + crashes + 1

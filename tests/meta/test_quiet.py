@@ -33,6 +33,17 @@ def test_library_starts_no_process_and_evaluates_nothing():
     assert [p.name for p in LIBRARY if _calls(p) & bad] == []
 
 
+def test_keys_sign_behind_the_audit_log_only():
+    found = {
+        (path.relative_to(PACKAGE).as_posix(), call.rsplit(".", 1)[1])
+        for path in LIBRARY
+        for call in _calls(path)
+        if call.endswith((".sign_hash", ".sign_transaction", ".sign_digest"))
+    }
+    lent = ("transport/signer.py", "sign_transaction")  # the library's own function, inside the signer
+    assert found - {lent} == {("managers/context.py", "sign_hash"), ("transport/lane.py", "sign_transaction")}
+
+
 @pytest.mark.goal("STO-01", part="no subprocess in the code")
 def test_library_imports_nothing_that_starts_processes():
     bad = {"subprocess", "multiprocessing", "pty", "cffi", "distutils", "setuptools"}

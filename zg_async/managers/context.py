@@ -58,6 +58,25 @@ class Context:
             )
         return self.signer
 
+    async def sign(self, digest: bytes, *, purpose: str, provider: Address | None = None) -> bytes:
+        """Sign something that isn't a transaction, and write to the audit log that it was.
+
+        Args:
+            digest: 32 bytes, wrapped as `wire.signing` does it.
+            purpose: What for, for the log.
+            provider: Who will get it.
+
+        Returns:
+            65 bytes r, s, v.
+
+        Raises:
+            ConfigError: The broker was made without a key.
+            JournalError: The log can't be written. Nothing was signed.
+        """
+        signer = self.require_signer()
+        await self.chain.note_signature(signer.address, digest, purpose=purpose, provider=provider)
+        return await signer.sign_hash(digest)
+
     def require_verifier(self) -> Verifier:
         """Return what verifies providers.
 

@@ -248,7 +248,10 @@ class Deliverables:
         async def body() -> Mapping[str, object]:
             timestamp = int(self._ctx.clock.now())
             digest = signing.eip191_hash(signing.model_download_hash(deliverable.id, timestamp))
-            return provider_api.download_body(signing.signature_hex(await signer.sign_hash(digest)), timestamp)
+            return provider_api.download_body(
+                signing.signature_hex(await self._ctx.sign(digest, purpose="download", provider=client.provider)),
+                timestamp,
+            )
 
         try:
             return await delivery.download_model(client, signer.address, deliverable, path, body)

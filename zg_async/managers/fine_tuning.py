@@ -436,7 +436,9 @@ class FineTuningManager(Deliverables):
         async def fields() -> Mapping[str, str]:
             timestamp = int(self._ctx.clock.now())
             digest = signing.eip191_hash(signing.dataset_upload_hash(signer.address, timestamp))
-            signature = signing.signature_hex(await signer.sign_hash(digest))
+            signature = signing.signature_hex(
+                await self._ctx.sign(digest, purpose="dataset upload", provider=client.provider)
+            )
             return {"signature": signature, "timestamp": str(timestamp)}
 
         book = DatasetBook(self._ctx.state_dir, genesis=self._ctx.chain.genesis_hash, clock=self._ctx.clock)
@@ -617,7 +619,7 @@ class FineTuningManager(Deliverables):
             dataset_hash=dataset_hash,
             training_params=params,
             request_nonce=nonce,
-            signature=signing.signature_hex(await signer.sign_hash(digest)),
+            signature=signing.signature_hex(await self._ctx.sign(digest, purpose="task", provider=client.provider)),
             wait=policy != "fail",
         )
         try:
@@ -709,7 +711,7 @@ class FineTuningManager(Deliverables):
         client = await self._client_of(provider)
         signer, task = self._ctx.require_signer(), TaskId(task_id)
         digest = signing.eip191_hash(signing.task_cancel_hash(task))
-        signature = signing.signature_hex(await signer.sign_hash(digest))
+        signature = signing.signature_hex(await self._ctx.sign(digest, purpose="cancel", provider=client.provider))
         try:
             message = await client.cancel_task(signer.address, task, signature)
         except TaskNotFoundError as e:

@@ -159,7 +159,9 @@ class InferenceTokens(InferenceServices):
             generation=generation,
             token_id=token_id,
         )
-        signature = await signer.sign_hash(signing.eip191_hash(signing.session_token_hash(raw)))
+        signature = await self._ctx.sign(
+            signing.eip191_hash(signing.session_token_hash(raw)), purpose="session token", provider=provider
+        )
         return SessionToken(
             provider=provider,
             token_id=token_id,

@@ -81,6 +81,10 @@ class LaneBook:
         """Return a key's newest attempt."""
         return self._latest.get(key)
 
+    def attempt(self, key: str, number: int) -> Row:
+        """Return one attempt of a key."""
+        return self._rows[key, number]
+
     def find_hash(self, tx_hash: str) -> Row | None:
         """Return the row that a hash belongs to, whatever version."""
         place = self._hashes.get(tx_hash)

@@ -3,6 +3,7 @@
 import logging
 import uuid
 from collections.abc import AsyncGenerator, Iterable, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self, TypeVar
 
@@ -35,7 +36,7 @@ from zg_async.transport.rpc import Ask, Rpc, blob, quantity
 from zg_async.transport.signer import LocalSigner, Signer
 from zg_async.transport.tx_watch import TransactionChanged, watch_transaction
 from zg_async.wire.contracts import Call
-from zg_async.wire.hashing import checksum_address
+from zg_async.wire.hashing import checksum_address, hex0x
 from zg_async.wire.records import Address, Log, Receipt, TxHash
 
 if TYPE_CHECKING:
@@ -424,6 +425,30 @@ class Chain:
         if self.budget.is_set:
             await (await self._lane(wallet)).charge(key, amount, settled=settled)
 
+    async def note_signature(self, wallet: str, digest: bytes, *, purpose: str, provider: str | None = None) -> None:
+        """Write a signature that isn't a transaction's to the wallet's audit log, before it is made.
+
+        Args:
+            wallet: Whose key signs.
+            digest: What is signed.
+            purpose: What for, see `AuditedSignature`.
+            provider: Who will get it.
+
+        Raises:
+            JournalError: It can't be written. Nothing may be signed then.
+        """
+        await self.open()
+        fields = {"purpose": purpose, "provider": provider, "digest": hex0x(digest)}
+        await self._outbox.note_signature(self._lane_id(checksum_address(wallet)), self._clock.now(), fields)
+
+    def audit_path(self, wallet: str) -> Path | None:
+        """Return where a wallet's audit log lies, for `read_audit`; None: the outbox is in memory and has none.
+
+        Raises:
+            ClosedError: The chain isn't open.
+        """
+        return self._outbox.audit_path(self._lane_id(checksum_address(wallet)))
+
     async def accept_loss(self, wallet: str) -> None:
         """Let a wallet sign again whose outbox lost a part, on the user's word that nothing of it will be repeated."""
         lane = await self._lane(wallet)
@@ -452,7 +477,6 @@ class Chain:
         return self._lanes[address]
 
     async def _open_lane(self, address: Address) -> None:
-        lane = LaneId(self.chain_id, self._genesis or "", address)
         parts = LaneParts(
             rpc=self.rpc,
             outbox=self._outbox,
@@ -463,7 +487,10 @@ class Chain:
             confirmations=self.network.confirmations,
             budget=self.budget,
         )
-        self._lanes[address] = await open_lane(parts, lane, self._signers[address])
+        self._lanes[address] = await open_lane(parts, self._lane_id(address), self._signers[address])
+
+    def _lane_id(self, address: Address) -> LaneId:
+        return LaneId(self.chain_id, self.genesis_hash, address)
 
 
 def _decoded(call: Call[Any], answer: Any) -> Any:

@@ -221,7 +221,13 @@ class Lane:
         with parts.budget.hold(key, money.plus(Money(gone=price.gas * price.fees.max_fee_per_gas))):
             signed = await self.signed(transaction)
             entry = signed_entry(
-                transaction, signed, key=key, attempt=self._attempt(key), name=call.name, at=parts.clock.now()
+                transaction,
+                signed,
+                key=key,
+                attempt=self._attempt(key),
+                name=call.name,
+                at=parts.clock.now(),
+                balance=price.balance,
             )
             return await parts.outbox.append(self.id, [entry])
 

@@ -6,13 +6,14 @@ chain has used without a receipt of ours is a stranger's: only when that transac
 confirmations, or (where the node can't show it) when as many blocks have passed, is the row replaced.
 """
 
+import contextlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import anyio
 
-from zg_async.errors import ChainError, LimitError, ZgError
+from zg_async.errors import ChainError, LimitError, RpcError, ZgError
 from zg_async.transport.fees import Fees, bump
 from zg_async.transport.heads import Block
 from zg_async.transport.receipts import parse_inclusion
@@ -158,11 +159,28 @@ class Monitor:
                 entries += self._recheck(row, answer, head)
             elif (inclusion := self._included(answer)) is not None and _place(row) not in mined:
                 mined.add(_place(row))
-                entries.append(mined_entry(row, inclusion))
-        if entries and await self._lane.parts.outbox.append(self._lane.id, entries):
+                entries.append(mined_entry(row, inclusion, at=self._lane.parts.clock.now()))
+        if entries and await self._lane.parts.outbox.append(self._lane.id, await self._with_balances(entries)):
             self._forget()
         open_rows = [row for row in self._lane.book.open_rows() if _place(row) not in mined]
         await self._care_for(open_rows, lost, used, head)
+
+    async def _with_balances(self, entries: Sequence[Entry]) -> Sequence[Entry]:
+        """Add for the audit log the wallet's balance in the block before and in its own, if the node can tell."""
+        if self._lane.parts.outbox.audit_path(self._lane.id) is None:
+            return entries
+        blocks = {
+            number for e in entries if e["kind"] == "mined" for number in (e["block_number"] - 1, e["block_number"])
+        }
+        if not blocks:
+            return entries
+        asked = sorted(blocks)
+        asks = [Ask("eth_getBalance", [self._lane.wallet, hex(number)]) for number in asked]
+        answers: Sequence[Any] = ()
+        with contextlib.suppress(ChainError):
+            answers = await self._lane.parts.rpc.batch(asks, retries=False)
+        known = dict(zip(asked, answers, strict=False))
+        return [_with_balances(entry, known) if entry["kind"] == "mined" else entry for entry in entries]
 
     def _included(self, answer: Any) -> Inclusion | None:
         if not isinstance(answer, dict) or not answer.get("blockHash"):
@@ -192,7 +210,7 @@ class Monitor:
             return [mark_entry("unmined", row)]
         care.misses = 0
         if inclusion.block_hash != old.block_hash:
-            return [mined_entry(row, inclusion)]
+            return [mined_entry(row, inclusion, at=self._lane.parts.clock.now())]
         if head.number - inclusion.block_number + 1 >= self._lane.parts.confirmations:
             return [mark_entry("final", row)]
         return []
@@ -288,7 +306,8 @@ class Monitor:
         if found.intent == row.intent:  # the same effect, signed with our key by a lost part of the outbox
             answer = await lane.parts.rpc.request("eth_getTransactionReceipt", [found.tx_hash])
             if (inclusion := self._included(answer)) is not None:
-                await lane.parts.outbox.append(lane.id, [mined_entry(row, inclusion)])
+                entry = mined_entry(row, inclusion, at=lane.parts.clock.now())
+                await lane.parts.outbox.append(lane.id, await self._with_balances([entry]))
             return
         _log.error("nonce %d of %s was used by %s, not by %s", row.account_nonce, lane.wallet, found.tx_hash, row.name)
         await lane.parts.outbox.append(lane.id, [mark_entry("replaced", row, by=found.tx_hash), found_entry(found)])
@@ -312,6 +331,14 @@ class Monitor:
     def _head_number(self) -> int:
         head = self._lane.parts.watcher.head
         return head.number if head is not None else 0
+
+
+def _with_balances(entry: Entry, known: Mapping[int, Any]) -> Entry:
+    before, after = (known.get(number) for number in (entry["block_number"] - 1, entry["block_number"]))
+    try:
+        return {**entry, "balance_before": str(quantity(before)), "balance_after": str(quantity(after))}
+    except RpcError:  # a node without the state of that block
+        return entry
 
 
 def _place(row: Row) -> Place:

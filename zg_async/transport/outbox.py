@@ -12,7 +12,8 @@ The promises (each with a test):
 `MemoryOutbox` keeps the first three for as long as the process lives; `sqlite_outbox.SqliteOutbox` keeps all.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Protocol
 
 from zg_async.transport.book import LaneBook, Misfit
@@ -49,6 +50,18 @@ class Outbox(Protocol):
         """
         ...
 
+    async def note_signature(self, lane: LaneId, at: float, fields: Mapping[str, str | None]) -> None:
+        """Write a signature that isn't a transaction's to the audit log, before it is made.
+
+        Raises:
+            JournalError: It can't be written. Nothing may be signed then.
+        """
+        ...
+
+    def audit_path(self, lane: LaneId) -> Path | None:
+        """Return where a lane's audit log lies; None: there is none."""
+        ...
+
     async def aclose(self) -> None:
         """Close the store. Idempotent."""
         ...
@@ -79,6 +92,13 @@ class MemoryOutbox:
         for height, body, digest in planned:
             book.take(height, body, digest)
         return True
+
+    async def note_signature(self, lane: LaneId, at: float, fields: Mapping[str, str | None]) -> None:
+        """Do nothing: it has no audit log."""
+
+    def audit_path(self, lane: LaneId) -> Path | None:  # noqa: ARG002
+        """Return None: it has no audit log."""
+        return None
 
     async def aclose(self) -> None:
         """Do nothing: another `Chain` of this process may go on with it."""

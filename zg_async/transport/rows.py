@@ -156,6 +156,7 @@ def signed_entry(
     attempt: int,
     name: str,
     at: float,
+    balance: int | None = None,
     filler: bool = False,
 ) -> Entry:
     """Write a `signed` entry; a filler is a transfer of nothing that closes a nonce during a loss."""
@@ -171,6 +172,7 @@ def signed_entry(
         "gas": transaction.gas,
         "version": _version_fields(transaction, signed, at),
     }
+    entry |= {} if balance is None else {"balance": str(balance)}
     return {**entry, "filler": True} if filler else entry
 
 
@@ -185,9 +187,10 @@ def version_entry(row: Row, transaction: Transaction, signed: SignedTransaction,
     }
 
 
-def mined_entry(row: Row, inclusion: Inclusion) -> Entry:
+def mined_entry(row: Row, inclusion: Inclusion, *, at: float | None = None) -> Entry:
     """Write a `mined` entry."""
     return {
+        **({} if at is None else {"at": at}),
         "kind": "mined",
         "key": row.key,
         "attempt": row.attempt,

@@ -9,6 +9,8 @@ give each lane its loss.
 
 Deleting database *and* heads, or restoring both from one backup, can't be noticed here; the chain's nonce shows it
 (see `lane`).
+
+Beside it lies each lane's audit log (`audit`), which is written as entries are taken in.
 """
 
 import contextlib
@@ -18,7 +20,7 @@ import json
 import logging
 import os
 import sqlite3
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -27,6 +29,7 @@ import anyio.to_thread
 
 from zg_async.errors import ClosedError, JournalError
 from zg_async.paths import make_private_dir
+from zg_async.transport.audit import AuditFile, entry_line, signature_line
 from zg_async.transport.book import LaneBook, Misfit, link
 from zg_async.transport.rows import Entry, LaneId
 
@@ -53,6 +56,8 @@ class SqliteOutbox:
         """
         self._path = Path(path)
         self._books: dict[LaneId, LaneBook] = {}
+        self._untold: dict[LaneId, list[tuple[int, bytes, str]]] = {}
+        """Entries that have been taken in and may be missing in the audit log."""
         self._db: sqlite3.Connection | None = None
         self._behind: set[LaneId] = set()
         """Lanes whose head file couldn't be written after a commit: nothing of them may be sent before it is."""
@@ -70,6 +75,14 @@ class SqliteOutbox:
     async def append(self, lane: LaneId, entries: Sequence[Entry]) -> bool:
         """Record entries durably; see `Outbox.append`."""
         return await self._run(lambda: self._append(lane, entries))
+
+    async def note_signature(self, lane: LaneId, at: float, fields: Mapping[str, str | None]) -> None:
+        """Write a signature to the audit log; see `Outbox.note_signature`."""
+        await self._run(lambda: self._audit_file(lane).append([signature_line(lane, at, fields)]))
+
+    def audit_path(self, lane: LaneId) -> Path:
+        """Return where a lane's audit log lies."""
+        return self._path.with_name(f"{self._path.stem}.audit-{lane}.jsonl")
 
     async def aclose(self) -> None:
         """Close the file. Idempotent."""
@@ -154,6 +167,7 @@ class SqliteOutbox:
             self._record_loss(book, why)
         elif book.height:
             self._write_head(book)  # a crash may have come between commit and head
+        self._tell(book)
         self._books[lane] = book
         return book
 
@@ -164,11 +178,12 @@ class SqliteOutbox:
         self._read(book)
         if lane in self._behind:
             self._write_head(book)
+        self._tell(book)
         return book
 
     def _examine(self, book: LaneBook) -> str | None:
         """Read a lane from its beginning; say what is wrong with it."""
-        book.reset()
+        self._reset(book)
         try:
             self._read(book)
         except _BrokenError as error:
@@ -197,7 +212,7 @@ class SqliteOutbox:
         )
         resumed = {height: resumes for height, resumes, _, _ in rows if isinstance(resumes, int)}
         if any(resumes < book.height for resumes in resumed.values()) and book.height:
-            book.reset()  # another program went on from below what we took for sound
+            self._reset(book)  # another program went on from below what we took for sound
             self._read(book)
             return
         for height, resumes, body, digest in rows:
@@ -208,7 +223,7 @@ class SqliteOutbox:
                 raise _BrokenError(f"entry {height} isn't what was written")
             if previous != book.height or link(book.head, book.lane, height, body) != digest:
                 raise _BrokenError(f"the chain of entries is broken at {height}")
-            book.take(height, body, digest)
+            self._take(book, height, body, digest)
 
     def _record_loss(self, book: LaneBook, why: str) -> None:
         with _transaction(self._connection()) as db:
@@ -222,7 +237,7 @@ class SqliteOutbox:
             _insert(db, book.lane, planned, resumes=book.height)
         _log.error("outbox lane %s: %s; reconciling before anything is signed", book.lane, why)
         for height, body, digest in planned:
-            book.take(height, body, digest)
+            self._take(book, height, body, digest)
         self._write_head(book)
 
     def _append(self, lane: LaneId, entries: Sequence[Entry]) -> bool:
@@ -235,11 +250,40 @@ class SqliteOutbox:
                 return False
             _insert(db, lane, planned)
         for height, body, digest in planned:
-            book.take(height, body, digest)
+            self._take(book, height, body, digest)
         if any(entry["kind"] in _SIGNS for entry in entries):
             self._behind.add(lane)
             self._write_head(book)
+        self._tell(book)
         return True
+
+    def _take(self, book: LaneBook, height: int, body: bytes, digest: str) -> None:
+        book.take(height, body, digest)
+        self._untold.setdefault(book.lane, []).append((height, body, digest))
+
+    def _reset(self, book: LaneBook) -> None:
+        book.reset()
+        self._untold.pop(book.lane, None)
+
+    def _audit_file(self, lane: LaneId) -> AuditFile:
+        make_private_dir(self._path.parent)
+        return AuditFile(self.audit_path(lane))
+
+    def _tell(self, book: LaneBook) -> None:
+        """Write to the audit log what isn't there yet."""
+        untold = self._untold.get(book.lane)
+        if not untold:
+            return
+        file, lines = self._audit_file(book.lane), []
+        with _transaction(self._connection()):  # programs take turns
+            told = file.links_from(untold[0][0])
+            for height, body, digest in untold:
+                if digest not in told:
+                    entry = json.loads(body)
+                    row = book.attempt(entry["key"], entry["attempt"]) if "attempt" in entry else None
+                    lines.append(entry_line(book.lane, height, digest, entry, row))
+            file.append(lines)
+        untold.clear()
 
     def _head(self, lane: LaneId) -> "_Head":
         return _Head(self._path.with_name(f"{self._path.name}.head-{lane}"))
