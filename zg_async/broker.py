@@ -31,7 +31,7 @@ from zg_async.transport.http import Http, HttpSettings
 from zg_async.transport.key_book import FileKeyBook
 from zg_async.transport.outbox import Outbox
 from zg_async.transport.rpc import Rpc
-from zg_async.transport.signer import DecryptionKey, LocalSigner, Signer
+from zg_async.transport.signer import DecryptionKey, Guarded, LocalSigner, Signer
 from zg_async.transport.sqlite_outbox import SqliteOutbox
 from zg_async.transport.storage import Storage
 from zg_async.transport.storage_settings import StorageSettings
@@ -329,7 +329,7 @@ def create_broker(
         local = LocalSigner.from_key(key)
         signers[local.address] = local
     for one in signers.values():
-        if isinstance(one, LocalSigner):
+        if isinstance(one, Guarded):
             one.arm(guard)
     settings = http or HttpSettings()
     settings = dataclasses.replace(settings, allow_hosts=(*settings.allow_hosts, *record.allow_hosts, *allow_hosts))

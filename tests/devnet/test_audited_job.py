@@ -6,6 +6,7 @@ from tests.devnet.conftest import MODEL, PARAMS, new_key, open_broker
 from zg_async import JobRunner, JobSpec, LocalSigner, read_audit
 from zg_async.units import NEURON_PER_0G
 from zg_async.wire.hashing import hex0x
+from zg_async.wire.signing import personal_hash
 
 pytestmark = pytest.mark.slow
 
@@ -14,11 +15,11 @@ pytestmark = pytest.mark.slow
 def made(monkeypatch):
     """Everything the key signs."""
     seen = {"digests": [], "hashes": [], "secrets": []}
-    sign_hash, sign_transaction = LocalSigner.sign_hash, LocalSigner.sign_transaction
+    sign_personal, sign_transaction = LocalSigner.sign_personal, LocalSigner.sign_transaction
 
-    async def hashed(self, digest):
-        signature = await sign_hash(self, digest)
-        seen["digests"].append(hex0x(digest))
+    async def personal(self, message):
+        signature = await sign_personal(self, message)
+        seen["digests"].append(hex0x(personal_hash(message)))
         seen["secrets"].append(signature)
         return signature
 
@@ -28,7 +29,7 @@ def made(monkeypatch):
         seen["secrets"] += [signed.raw, signed.raw[-64:-32], signed.raw[-32:]]
         return signed
 
-    monkeypatch.setattr(LocalSigner, "sign_hash", hashed)
+    monkeypatch.setattr(LocalSigner, "sign_personal", personal)
     monkeypatch.setattr(LocalSigner, "sign_transaction", sent)
     return seen
 

@@ -129,8 +129,8 @@ class OnlySigner:
         self._inner = LocalSigner.from_key(key)
         self.address = self._inner.address
 
-    async def sign_hash(self, digest: bytes) -> bytes:
-        return await self._inner.sign_hash(digest)
+    async def sign_personal(self, message: bytes) -> bytes:
+        return await self._inner.sign_personal(message)
 
     async def sign_transaction(self, transaction):
         raise AssertionError("nothing may be signed")

@@ -170,10 +170,10 @@ def secrets(monkeypatch):
     canary.key, canary.password, canary.made = os.urandom(32), os.urandom(15).hex().encode(), 0
     canary.add("key", canary.key)
     canary.add("password", canary.password)
-    sign, encode = LocalSigner.sign_hash, signing.encode_session_token
+    sign, encode = LocalSigner.sign_personal, signing.encode_session_token
 
-    async def signed(self, digest):
-        signature = await sign(self, digest)
+    async def signed(self, message):
+        signature = await sign(self, message)
         canary.made += 1
         canary.add("signature", signature[:64])
         return signature
@@ -184,7 +184,7 @@ def secrets(monkeypatch):
         canary.add("token", token.encode())
         return token
 
-    monkeypatch.setattr(LocalSigner, "sign_hash", signed)
+    monkeypatch.setattr(LocalSigner, "sign_personal", signed)
     monkeypatch.setattr(signing, "encode_session_token", encoded)
     return canary
 

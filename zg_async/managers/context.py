@@ -17,6 +17,7 @@ from zg_async.transport.http import Http
 from zg_async.transport.signer import DecryptionKey, Signer, decryption_key
 from zg_async.wire.contracts import Call
 from zg_async.wire.records import Address, Receipt
+from zg_async.wire.signing import personal_hash
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,11 +59,11 @@ class Context:
             )
         return self.signer
 
-    async def sign(self, digest: bytes, *, purpose: str, provider: Address | None = None) -> bytes:
-        """Sign something that isn't a transaction, and write to the audit log that it was.
+    async def sign(self, message: bytes, *, purpose: str, provider: Address | None = None) -> bytes:
+        """Sign a message, wrapped as a personal one (EIP-191), and write to the audit log that it was.
 
         Args:
-            digest: 32 bytes, wrapped as `wire.signing` does it.
+            message: An inner hash of `wire.signing`.
             purpose: What for, for the log.
             provider: Who will get it.
 
@@ -74,8 +75,8 @@ class Context:
             JournalError: The log can't be written. Nothing was signed.
         """
         signer = self.require_signer()
-        await self.chain.note_signature(signer.address, digest, purpose=purpose, provider=provider)
-        return await signer.sign_hash(digest)
+        await self.chain.note_signature(signer.address, personal_hash(message), purpose=purpose, provider=provider)
+        return await signer.sign_personal(message)
 
     def require_verifier(self) -> Verifier:
         """Return what verifies providers.

@@ -247,9 +247,9 @@ class Deliverables:
 
         async def body() -> Mapping[str, object]:
             timestamp = int(self._ctx.clock.now())
-            digest = signing.eip191_hash(signing.model_download_hash(deliverable.id, timestamp))
+            message = signing.model_download_hash(deliverable.id, timestamp)
             return provider_api.download_body(
-                signing.signature_hex(await self._ctx.sign(digest, purpose="download", provider=client.provider)),
+                signing.signature_hex(await self._ctx.sign(message, purpose="download", provider=client.provider)),
                 timestamp,
             )
 

@@ -435,9 +435,9 @@ class FineTuningManager(Deliverables):
 
         async def fields() -> Mapping[str, str]:
             timestamp = int(self._ctx.clock.now())
-            digest = signing.eip191_hash(signing.dataset_upload_hash(signer.address, timestamp))
+            message = signing.dataset_upload_hash(signer.address, timestamp)
             signature = signing.signature_hex(
-                await self._ctx.sign(digest, purpose="dataset upload", provider=client.provider)
+                await self._ctx.sign(message, purpose="dataset upload", provider=client.provider)
             )
             return {"signature": signature, "timestamp": str(timestamp)}
 
@@ -612,14 +612,14 @@ class FineTuningManager(Deliverables):
         while policy == "wait_for_free" and await client.pending():
             await self._ctx.clock.sleep(_FREE_POLL)
         nonce = request_nonce if request_nonce is not None else await self.next_request_nonce(client.provider)
-        digest = signing.eip191_hash(signing.task_create_hash(signer.address, nonce, dataset_hash))
+        message = signing.task_create_hash(signer.address, nonce, dataset_hash)
         body = provider_api.create_task_body(
             user=signer.address,
             model_hash=model.hash,
             dataset_hash=dataset_hash,
             training_params=params,
             request_nonce=nonce,
-            signature=signing.signature_hex(await self._ctx.sign(digest, purpose="task", provider=client.provider)),
+            signature=signing.signature_hex(await self._ctx.sign(message, purpose="task", provider=client.provider)),
             wait=policy != "fail",
         )
         try:
@@ -710,8 +710,8 @@ class FineTuningManager(Deliverables):
         """
         client = await self._client_of(provider)
         signer, task = self._ctx.require_signer(), TaskId(task_id)
-        digest = signing.eip191_hash(signing.task_cancel_hash(task))
-        signature = signing.signature_hex(await self._ctx.sign(digest, purpose="cancel", provider=client.provider))
+        cancel = signing.task_cancel_hash(task)
+        signature = signing.signature_hex(await self._ctx.sign(cancel, purpose="cancel", provider=client.provider))
         try:
             message = await client.cancel_task(signer.address, task, signature)
         except TaskNotFoundError as e:

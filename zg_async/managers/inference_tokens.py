@@ -160,7 +160,7 @@ class InferenceTokens(InferenceServices):
             token_id=token_id,
         )
         signature = await self._ctx.sign(
-            signing.eip191_hash(signing.session_token_hash(raw)), purpose="session token", provider=provider
+            signing.session_token_hash(raw), purpose="session token", provider=provider
         )
         return SessionToken(
             provider=provider,

@@ -17,6 +17,8 @@ from collections.abc import Awaitable, Callable, Iterator
 from collections.abc import Set as AbstractSet
 from typing import Any, Final
 
+import anyio
+
 from zg_async.clock import Clock
 from zg_async.errors import ConfigError, LimitError
 from zg_async.transport.rows import Money, Row, RowStatus
@@ -42,7 +44,19 @@ class FirstTransfer:
     """Neuron."""
 
 
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class FirstSpending:
+    """The first transaction of a wallet on a chain, as far as the outbox knows."""
+
+    wallet: Address
+    name: str
+    """Contract and function."""
+    amount: int
+    """Neuron: what it moves, and its gas at the dearest."""
+
+
 Consent = Callable[[FirstTransfer], "bool | Awaitable[bool]"]
+SpendingConsent = Callable[[FirstSpending], "bool | Awaitable[bool]"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +74,8 @@ class SpendLimits:
     consent: Consent | None = None
     """Asked, once per wallet and provider, before the first transfer there; False refuses it. None: a provider that
     was named by the user, or chosen for a job within its limits, is consented to."""
+    first_spending: SpendingConsent | None = None
+    """Asked before a wallet's first transaction on the chain; False refuses it. None: it is consented to."""
 
     @property
     def is_capped(self) -> bool:
@@ -154,6 +170,8 @@ class Budget:
         self._jobs_of: dict[str, set[str]] = {}
         self._held: dict[int, tuple[str, Money]] = {}
         self._hold_count = 0
+        self._asking = anyio.Lock()
+        self._agreed: set[Address] = set()
 
     @property
     def is_set(self) -> bool:
@@ -240,14 +258,37 @@ class Budget:
         money, provider = money_of(call.name, call.data, call.value)
         if provider is None or provider in known:
             return
-        answer = self.limits.consent(FirstTransfer(wallet=wallet, provider=provider, amount=money.transferred))
-        if inspect.isawaitable(answer):
-            answer = await answer
-        if answer is not True:
+        if not await _agreed(
+            self.limits.consent(FirstTransfer(wallet=wallet, provider=provider, amount=money.transferred))
+        ):
             raise LimitError(
                 f"the first transfer to {provider}, of {format_amount(money.transferred)}, was not consented to",
                 hint="SpendLimits(consent=...) decides; nothing was signed",
             )
+
+    async def require_first_consent(self, call: Call[Any], wallet: Address, gas_cost: int) -> None:
+        """Ask before a wallet's first transaction, once, if the user wants to be asked.
+
+        Raises:
+            LimitError: The user doesn't consent. Nothing was signed.
+        """
+        if self.limits.first_spending is None:
+            return
+        async with self._asking:
+            if wallet in self._agreed:
+                return
+            money, _ = money_of(call.name, call.data, call.value)
+            first = FirstSpending(wallet=wallet, name=call.name, amount=sum(money) + gas_cost)
+            if not await _agreed(self.limits.first_spending(first)):
+                raise LimitError(
+                    f"the first spending of {wallet}, of {format_amount(first.amount)}, was not consented to",
+                    hint="Nothing was signed",
+                )
+            self._agreed.add(wallet)
+
+
+async def _agreed(answer: bool | Awaitable[bool]) -> bool:
+    return (await answer if inspect.isawaitable(answer) else answer) is True
 
 
 def _limit(name: str, amount: Amount | None) -> int | None:

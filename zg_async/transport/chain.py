@@ -33,7 +33,7 @@ from zg_async.transport.quotes import call_fields, quote
 from zg_async.transport.receipts import parse_receipt
 from zg_async.transport.rows import LaneId, Row
 from zg_async.transport.rpc import Ask, Rpc, blob, quantity
-from zg_async.transport.signer import LocalSigner, Signer
+from zg_async.transport.signer import Guarded, Signer
 from zg_async.transport.tx_watch import TransactionChanged, watch_transaction
 from zg_async.wire.contracts import Call
 from zg_async.wire.hashing import checksum_address, hex0x
@@ -173,7 +173,7 @@ class Chain:
         Returns:
             Its address.
         """
-        if isinstance(signer, LocalSigner):
+        if isinstance(signer, Guarded):
             signer.arm(self._guard)
         self._signers[signer.address] = signer
         return signer.address

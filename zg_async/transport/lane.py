@@ -114,7 +114,11 @@ class Lane:
         if row is None or row.status is RowStatus.REPLACED:
             await self.parts.budget.require_consent(call, self.wallet, self.book.payees)
             async with self._admitted():
-                row = await self._sign(call, key, named, await self.quote(call))
+                price = await self.quote(call)
+                if self.book.next_nonce == 0:
+                    dearest = price.gas * price.fees.max_fee_per_gas
+                    await self.parts.budget.require_first_consent(call, self.wallet, dearest)
+                row = await self._sign(call, key, named, price)
         if row.status is RowStatus.SIGNED:
             await self.send(row)
         return row

@@ -1,18 +1,15 @@
 """Who signs. The key lives in one object, behind a guard, and comes out of it in no way but signatures.
 
+A signer signs two kinds of things: transactions that its guard knows, and personal messages, which it wraps itself
+(EIP-191). There is no way to have a bare digest signed, so no message can be a transaction that the guard never saw.
+
 `Signer` is all that paying and authenticating need. `DecryptionKey` is apart from it: opening a delivered model takes
 ECIES with the private key itself, which a signer that never exports its key can't do (`decryption_key` says so before
 anything is paid). What Python allows is promised and no more: our own buffer is overwritten on close; copies made by
 the libraries we call are not ours to wipe.
-
-eth_account is imported here only, and the recursion limit it raises on import is put back: at 100,000 a hostile reply
-could end the interpreter.
 """
 
 import contextlib
-import functools
-import importlib
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, NoReturn, Protocol, TypeVar, runtime_checkable
@@ -20,11 +17,11 @@ from typing import Any, Final, NoReturn, Protocol, TypeVar, runtime_checkable
 from zg_async.errors import ClosedError, ConfigError, RefusedToSignError
 from zg_async.text import hidden
 from zg_async.transport.guard import Guard
-from zg_async.transport.keystore import read_keystore
-from zg_async.transport.transaction import SignedTransaction, Transaction
-from zg_async.wire.hashing import checksum_address, hex0x, keccak256
-from zg_async.wire.records import Address, TxHash
-from zg_async.wire.signing import recover_address, sign_digest
+from zg_async.transport.keystore import encode_keystore, read_keystore
+from zg_async.transport.transaction import SignedTransaction, Transaction, join_signature, signing_hash
+from zg_async.wire.hashing import keccak256
+from zg_async.wire.records import Address
+from zg_async.wire.signing import personal_hash, recover_address, sign_digest
 
 T = TypeVar("T")
 _PROBE: Final = keccak256(b"zg_async address probe")
@@ -39,13 +36,59 @@ class Signer(Protocol):
         """The wallet's checksummed address."""
         ...
 
-    async def sign_hash(self, digest: bytes) -> bytes:
-        """Sign a final 32-byte digest; return 65 bytes r, s, v with v 27 or 28."""
+    async def sign_personal(self, message: bytes) -> bytes:
+        """Sign an Ethereum personal message, wrapping it; return 65 bytes r, s, v with v 27 or 28."""
         ...
 
     async def sign_transaction(self, transaction: Transaction) -> SignedTransaction:
         """Sign a type 2 transaction, or raise `RefusedToSignError`."""
         ...
+
+
+@runtime_checkable
+class Guarded(Protocol):
+    """A signer that has a guard of its own and gets it from the broker."""
+
+    def arm(self, guard: Guard) -> None:
+        """Set what may be signed, once."""
+        ...
+
+
+class GuardSlot:
+    """The place of a guard: empty at first, then one for ever."""
+
+    __slots__ = ("_guard",)
+
+    def __init__(self, guard: Guard | None) -> None:
+        """Begin with a guard, or empty."""
+        self._guard = guard
+
+    def arm(self, guard: Guard, wallet: Address) -> None:
+        """Put a guard in.
+
+        Raises:
+            ConfigError: There is another one.
+        """
+        if self._guard is not None and self._guard != guard:
+            raise ConfigError(
+                f"the signer of {wallet} already serves another network or other caps",
+                hint="Make one signer for each broker",
+            )
+        self._guard = guard
+
+    def check(self, transaction: Transaction, wallet: Address) -> bytes:
+        """Refuse what the guard doesn't know; return the hash to sign.
+
+        Raises:
+            RefusedToSignError: There is no guard, it refuses, or no such transaction can be.
+        """
+        if self._guard is None:
+            raise RefusedToSignError("this signer has no guard yet", hint="Give it to a Broker, or call arm()")
+        self._guard.check(transaction, sender=wallet)
+        try:
+            return signing_hash(transaction)
+        except (ValueError, TypeError) as error:
+            raise RefusedToSignError(f"the transaction can't be signed: {error}") from None
 
 
 @runtime_checkable
@@ -72,15 +115,6 @@ def decryption_key(signer: Signer) -> DecryptionKey:
         f"the signer of {signer.address} can't open encrypted models",
         hint="A model's key is encrypted to the wallet that pays: pay from a wallet whose private key is at hand",
     )
-
-
-@functools.cache
-def _eth_account() -> Any:
-    limit = sys.getrecursionlimit()
-    try:
-        return importlib.import_module("eth_account").Account
-    finally:
-        sys.setrecursionlimit(limit)
 
 
 def _seal(key: bytearray) -> tuple[Callable[[Callable[[bytes], T]], T], Callable[[], None]]:
@@ -116,7 +150,6 @@ class LocalSigner:
             ConfigError: Not a private key.
         """
         lend, wipe = _seal(key)
-        _eth_account()
         try:
             self._address: Address = lend(lambda k: recover_address(_PROBE, sign_digest(k, _PROBE)))
         except ValueError:
@@ -124,7 +157,7 @@ class LocalSigner:
             raise ConfigError("the private key is out of range", hint="Make a new one with your wallet") from None
         self._lend: Callable[[Callable[[bytes], Any]], Any] = lend
         self._wipe = wipe
-        self._guard = guard
+        self._guard = GuardSlot(guard)
 
     @classmethod
     def from_key(cls, key: str | bytes, *, guard: Guard | None = None) -> "LocalSigner":
@@ -173,25 +206,21 @@ class LocalSigner:
         Raises:
             ConfigError: It is armed with another guard already.
         """
-        if self._guard is not None and self._guard != guard:
-            raise ConfigError(
-                f"the signer of {self._address} already serves another network or other caps",
-                hint="Make one signer for each broker",
-            )
-        self._guard = guard
+        self._guard.arm(guard, self._address)
 
-    async def sign_hash(self, digest: bytes) -> bytes:
-        """Sign a final 32-byte digest (a wrapped message, see `wire.signing`).
+    async def sign_personal(self, message: bytes) -> bytes:
+        """Sign an Ethereum personal message. It is wrapped here (EIP-191), so it can't be anything else.
+
+        Args:
+            message: Any bytes; for the network's own messages the inner hash of `wire.signing`.
 
         Returns:
             65 bytes r, s, v; v is 27 or 28, s in the lower half.
 
         Raises:
-            ValueError: Not 32 bytes.
             ClosedError: The signer is closed.
         """
-        signature: bytes = self._lend(lambda key: sign_digest(key, digest))
-        return signature
+        return self._sign(personal_hash(message))
 
     async def sign_transaction(self, transaction: Transaction) -> SignedTransaction:
         """Sign a type 2 transaction that the guard lets pass.
@@ -200,18 +229,11 @@ class LocalSigner:
             RefusedToSignError: The guard doesn't know it, or there is no guard.
             ClosedError: The signer is closed.
         """
-        if self._guard is None:
-            raise RefusedToSignError("this signer has no guard yet", hint="Give it to a Broker, or call arm()")
-        self._guard.check(transaction, sender=self._address)
-        fields = _fields(transaction)
-        failed = None
-        try:
-            raw = bytes(self._lend(lambda key: _eth_account().sign_transaction(fields, key)).raw_transaction)
-        except (TypeError, ValueError, AttributeError, OverflowError) as error:
-            raw, failed = b"", type(error).__name__  # its traceback holds the key: it ends here
-        if failed is not None:
-            raise RefusedToSignError(f"the transaction can't be signed ({failed})")
-        return SignedTransaction(raw=raw, tx_hash=TxHash(hex0x(keccak256(raw))))
+        return join_signature(transaction, self._sign(self._guard.check(transaction, self._address)))
+
+    def _sign(self, digest: bytes) -> bytes:
+        signature: bytes = self._lend(lambda key: sign_digest(key, digest))
+        return signature
 
     async def ecies_decrypt(self, blob: bytes) -> bytes:
         """Open an envelope made for this key.
@@ -225,6 +247,25 @@ class LocalSigner:
         plaintext: bytes = self._lend(lambda key: ecies_decrypt(key, blob))
         return plaintext
 
+    def to_keystore(self, password: bytes) -> bytes:
+        """Encrypt the key as a version 3 key file, for `from_keystore`. Takes about a second.
+
+        Args:
+            password: Bytes as given, not empty.
+
+        Returns:
+            The file's bytes; write them with `paths.write_private`.
+
+        Raises:
+            ConfigError: The password is empty.
+            ClosedError: The signer is closed.
+        """
+        password = hidden(password)
+        if not password:
+            raise ConfigError("a keystore needs a password")
+        data: bytes = self._lend(lambda key: encode_keystore(hidden(key), self._address, password))
+        return data
+
     def close(self) -> None:
         """Overwrite the key. Idempotent."""
         self._wipe()
@@ -234,21 +275,6 @@ class LocalSigner:
 
     def __reduce_ex__(self, protocol: object) -> NoReturn:
         raise TypeError("a signer can't be copied or pickled")
-
-
-def _fields(transaction: Transaction) -> dict[str, Any]:
-    return {
-        "type": 2,
-        "chainId": transaction.chain_id,
-        "nonce": transaction.account_nonce,
-        "to": checksum_address(transaction.to),
-        "value": transaction.value,
-        "data": transaction.data,
-        "gas": transaction.gas,
-        "maxFeePerGas": transaction.max_fee_per_gas,
-        "maxPriorityFeePerGas": transaction.max_priority_fee_per_gas,
-        "accessList": (),
-    }
 
 
 def _parse_key(key: str | bytes) -> bytearray:

@@ -45,13 +45,17 @@ def eip191_hash(inner: bytes) -> bytes:
     """
     if len(inner) != 32:
         raise ValueError(f"a hash to be signed has 32 bytes, not {len(inner)}")
-    return keccak256(b"\x19Ethereum Signed Message:\n32" + inner)
+    return personal_hash(inner)
 
 
 def personal_text_hash(text: str) -> bytes:
     """Hash a text as an Ethereum personal message (how providers sign answers)."""
-    data = text.encode()
-    return keccak256(b"\x19Ethereum Signed Message:\n" + str(len(data)).encode() + data)
+    return personal_hash(text.encode())
+
+
+def personal_hash(message: bytes) -> bytes:
+    """Hash any message as an Ethereum personal one (EIP-191, version `E`): it can't be a transaction as well."""
+    return keccak256(b"\x19Ethereum Signed Message:\n" + str(len(message)).encode() + message)
 
 
 # --- fine-tuning provider: inner hashes, to be wrapped by eip191_hash -------------------------------------------------
