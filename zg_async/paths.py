@@ -1,8 +1,12 @@
-"""Where this user's state lies: the only thing the library takes from the environment."""
+"""Where this user's state lies, which is all the library takes from the environment; and files of one user."""
 
 import os
+import secrets
+import stat
 import sys
 from pathlib import Path
+
+from zg_async.errors import ConfigError
 
 
 def state_dir() -> Path:
@@ -34,3 +38,83 @@ def make_private_dir(path: Path) -> Path:
         if not folder.exists():
             folder.mkdir(mode=0o700, exist_ok=True)
     return path
+
+
+def require_private(path: Path, *, what: str) -> None:
+    """See that only its owner can read or write a file.
+
+    Args:
+        path: The file.
+        what: Names it in messages.
+
+    Raises:
+        ConfigError: Others can; the message says how to end that. Windows keeps such files in the user's profile.
+        OSError: It can't be looked at.
+    """
+    _require_private_mode(path.stat().st_mode, path, what)
+
+
+def read_private(path: Path, *, what: str, limit: int) -> bytes:
+    """Read a small file that holds a secret.
+
+    Args:
+        path: The file.
+        what: Names it in messages.
+        limit: The most bytes it may have.
+
+    Returns:
+        Its bytes.
+
+    Raises:
+        ConfigError: It can't be read, is no regular file or too large, or others can read it.
+    """
+    try:
+        with path.open("rb") as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise ConfigError(f"{path} is no regular file")
+            _require_private_mode(status.st_mode, path, what)
+            data = file.read(limit + 1)
+    except OSError as error:
+        raise ConfigError(f"can't read the {what} {path}: {error.strerror}") from None
+    if len(data) > limit:
+        raise ConfigError(f"the {what} {path} is larger than {limit} bytes")
+    return data
+
+
+def write_private(path: Path, data: bytes, *, what: str, replace: bool) -> None:
+    """Write a file that only its owner can read, whole or not at all.
+
+    Args:
+        path: Where; its folder is made if need be.
+        data: What.
+        what: Names it in messages.
+        replace: Whether a file that is there is replaced.
+
+    Raises:
+        ConfigError: It can't be written, or is there and not to be replaced.
+    """
+    target = path.with_name(f".{path.name}.{secrets.token_hex(8)}") if replace else path
+    try:
+        make_private_dir(path.parent)
+        with open(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+            try:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            except BaseException:
+                target.unlink(missing_ok=True)
+                raise
+        if replace:
+            target.replace(path)
+    except FileExistsError:
+        raise ConfigError(
+            f"the {what} {path} exists already", hint="Nothing was changed; choose another name"
+        ) from None
+    except OSError as error:
+        raise ConfigError(f"can't write the {what} {path}: {error.strerror}") from None
+
+
+def _require_private_mode(mode: int, path: Path, what: str) -> None:
+    if sys.platform != "win32" and mode & 0o077:
+        raise ConfigError(f"other users can read the {what} {path}", hint=f"Run: chmod 600 {path}")

@@ -46,6 +46,10 @@ COMMANDS: Final[tuple[tuple[str, str], ...]] = (
     # inference
     ("inference serve", "serve:serve"),
     ("inference router-serve", "serve:router_serve"),
+    # wallets and settings
+    ("whoami", "profile:whoami"),
+    ("profile", "profile:app"),
+    ("wallet", "wallet:app"),
     # here
     ("demo", "demo:demo"),
     ("devnet", "devnet:app"),

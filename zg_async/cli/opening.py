@@ -1,28 +1,25 @@
-"""From flags and environment to an open broker: the one place where commands get theirs."""
+"""From flags to an open broker: the one place where commands get theirs."""
 
+import contextlib
 import dataclasses
-import os
+from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
+import anyio.to_thread
 from cyclopts import Parameter
 
+from zg_async.cli.config import MAINNET, Settings, load, network_of_chain
+from zg_async.cli.unlocking import unlock
 from zg_async.errors import ConfigError
-from zg_async.text import hidden, printable
+from zg_async.text import printable
+from zg_async.units import format_amount
 
 if TYPE_CHECKING:
     from zg_async.broker import Broker
+    from zg_async.networks import Network
+    from zg_async.transport.budget import FirstSpending, SpendLimits
     from zg_async.transport.fees import FeePolicy
-
-KEYS: Final = ("ZG_PRIVATE_KEY", "PRIVATE_KEY")
-RPCS: Final = ("ZG_RPC_ENDPOINT", "RPC_ENDPOINT", "RPC_URL")
-_CONTRACTS: Final = {
-    "ledger": "LEDGER_CA",
-    "inference": "INFERENCE_CA",
-    "fine_tuning": "FINE_TUNING_CA",
-    "flow": "FLOW_CA",
-}
-_LOCAL: Final = ("http://127.0.0.1", "http://localhost", "http://[::1]")
 
 
 @Parameter(name="*", group="Network, wallet and output")
@@ -31,7 +28,7 @@ class Where:
     """Which network and wallet a command is for, and how it talks; a private key never comes as a flag."""
 
     network: str | None = None
-    """mainnet, testnet, testnet-dev or local. Default: NETWORK, else what the RPC endpoint belongs to."""
+    """mainnet, testnet, testnet-dev or local. Default: NETWORK, else what the RPC endpoint belongs to, else testnet."""
     rpc: str | None = None
     """Chain endpoint. Default: ZG_RPC_ENDPOINT, RPC_ENDPOINT or RPC_URL, else the network's."""
     ledger_ca: str | None = None
@@ -44,8 +41,16 @@ class Where:
     """The storage contract that is paid. Default: FLOW_CA, else the network's."""
     indexer: str | None = None
     """Storage indexer. Default: ZG_INDEXER_URL, else the network's."""
+    profile: str | None = None
+    """Where to take what isn't given. Default: ZG_PROFILE, else the current one of `zg profile`."""
+    wallet: str | None = None
+    """A name or address of `zg wallet list`, or a keystore file. Default: ZG_WALLET, else the only one there is."""
     private_key_file: Path | None = None
     """File with the wallet's private key in hex. Default: the variable ZG_PRIVATE_KEY or PRIVATE_KEY."""
+    signer_url: str | None = None
+    """JSON-RPC signer that holds the key (web3signer's dialect); --wallet names its account. Default: ZG_SIGNER_URL."""
+    password_fd: int | None = None
+    """File descriptor to read the keystore's password from. Default: the variable ZG_PASSWORD, else it is asked for."""
     state_dir: Path | None = None
     """Where outbox and journal lie. Default: ZG_STATE_DIR, else the user's state folder."""
     as_json: Annotated[bool, Parameter(name="--json")] = False
@@ -73,71 +78,83 @@ HERE: Final = Where()
 PAYING: Final = Paying()
 
 
-def open_broker(where: Where, *, wallet: bool = True, **options: Any) -> "Broker":
-    """Make the broker that a command's flags and environment ask for; `async with` opens it.
+@contextlib.asynccontextmanager
+async def open_broker(where: Where, *, wallet: bool = True, **options: Any) -> "AsyncGenerator[Broker, None]":
+    """Open the broker that a command's flags, the environment and the profile ask for.
 
     Args:
         where: The flags.
         wallet: Whether it needs a wallet; without, none is looked for.
         options: More for `create_broker`.
 
-    Returns:
-        The broker.
-
     Raises:
-        ConfigError: No network or no key is named, or one can't be used.
+        ConfigError: No key is named, or something can't be used.
     """
     from zg_async.broker import create_broker
 
-    url = where.rpc or first_of(RPCS)
+    settings = await settings_of(where)
     if fees := _fees(where):
         options["fees"] = fees
-    return create_broker(
-        private_key(where) if wallet else None,
-        network_name(where, url),
-        rpc_url=url,
-        contracts=_contracts(where),
-        indexer_url=where.indexer or os.environ.get("ZG_INDEXER_URL") or None,
-        state_dir=where.state_dir,
-        **options,
-    )
+    async with contextlib.AsyncExitStack() as stack:
+        signer = await unlock(settings, stack) if wallet else None
+        network = await network_of(settings)
+        if signer is not None and network.chain_id == MAINNET:
+            options["limits"] = ask_before_spending(where, options.get("limits"))
+        broker = create_broker(
+            None,
+            network,
+            signer=signer,
+            rpc_url=settings.text("rpc"),
+            contracts=settings.contracts,
+            indexer_url=settings.text("indexer"),
+            state_dir=settings.text("state_dir"),
+            **options,
+        )
+        yield await stack.enter_async_context(broker)
 
 
-def network_name(where: Where, url: str | None) -> str:
-    """Return the network that is meant: as named, else the one whose endpoint is given.
-
-    Raises:
-        ConfigError: Neither says it.
-    """
-    from zg_async.networks import NETWORKS
-
-    if name := where.network or os.environ.get("NETWORK"):
-        return name
-    known = next((n.name for n in NETWORKS.values() if url and n.rpc_url == url.rstrip("/")), None)
-    if known is None and url is not None and url.startswith(_LOCAL):
-        known = "local"
-    if known is None:
-        raise ConfigError("no network was named", hint="Give --network, or set NETWORK; there is no default")
-    return known
-
-
-def private_key(where: Where) -> str:
-    """Return the wallet's private key, hidden from `repr`.
+async def settings_of(where: Where) -> Settings:
+    """Decide each option by flags, environment, profile and default; see `cli.config`.
 
     Raises:
-        ConfigError: There is none.
+        ConfigError: Two wallets, an unknown network or profile, or others can read the config file.
     """
-    if where.private_key_file is not None:
-        return hidden(read_text(where.private_key_file, "private key").strip())
-    key = first_of(KEYS)
-    if key is None:
-        raise ConfigError("no wallet is given", hint=f"Set {KEYS[0]}, or give --private-key-file")
-    return hidden(key.strip())
+    flags = {f.name: str(v) for f in dataclasses.fields(where) if (v := getattr(where, f.name)) is not None}
+    return await anyio.to_thread.run_sync(load, flags)
 
 
-def first_of(names: tuple[str, ...]) -> str | None:
-    """Return the first of some environment variables that isn't empty."""
-    return next((value for name in names if (value := os.environ.get(name))), None)
+async def network_of(settings: Settings) -> "Network":
+    """Return the network, asking the endpoint for its chain if nothing else tells.
+
+    Raises:
+        ConfigError: The chain is unknown.
+        ChainUnavailableError: The endpoint doesn't answer.
+    """
+    from zg_async.networks import get_network
+
+    if settings.network is not None:
+        return get_network(settings.network.text)
+    from zg_async.transport.http import Http
+    from zg_async.transport.rpc import Rpc, quantity
+
+    async with Http() as http:
+        chain_id = quantity(await Rpc(settings.text("rpc") or "", http).request("eth_chainId"))
+    return network_of_chain(chain_id, is_dev=settings.is_dev)
+
+
+def ask_before_spending(where: Where, limits: "SpendLimits | None" = None) -> "SpendLimits":
+    """Return limits that ask, once, before a wallet's first transaction."""
+    from zg_async.cli.output import confirm
+    from zg_async.transport.budget import SpendLimits
+
+    async def ask(first: "FirstSpending") -> bool:
+        what = (
+            f"{first.wallet} spends up to {format_amount(first.amount)} on mainnet, for the first time: {first.name}."
+        )
+        await anyio.to_thread.run_sync(confirm, where, f"{what} Go on?")
+        return True
+
+    return dataclasses.replace(limits or SpendLimits(), first_spending=ask)
 
 
 def read_text(path: Path, what: str) -> str:
@@ -150,11 +167,6 @@ def read_text(path: Path, what: str) -> str:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
         raise ConfigError(f"the {what}'s file {printable(str(path))} can't be read") from None
-
-
-def _contracts(where: Where) -> dict[str, str] | None:
-    given = {name: getattr(where, f"{name}_ca") or os.environ.get(variable) for name, variable in _CONTRACTS.items()}
-    return {name: address for name, address in given.items() if address} or None
 
 
 def _fees(where: Where) -> "FeePolicy | None":

@@ -159,9 +159,7 @@ class InferenceTokens(InferenceServices):
             generation=generation,
             token_id=token_id,
         )
-        signature = await self._ctx.sign(
-            signing.session_token_hash(raw), purpose="session token", provider=provider
-        )
+        signature = await self._ctx.sign(signing.session_token_hash(raw), purpose="session token", provider=provider)
         return SessionToken(
             provider=provider,
             token_id=token_id,
