@@ -12,12 +12,14 @@ import shutil
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from zg_async.cli.opening import Where
 from zg_async.errors import ZgError
 from zg_async.text import printable
 from zg_async.units import NEURON_PER_0G
+
+if TYPE_CHECKING:
+    from zg_async.cli.opening import Where
 
 JSON_VERSION: Final = 1
 UNIT: Final = "A0GI"
@@ -51,7 +53,7 @@ class UsageError(Exception):
     """The command line is wrong in a way only the command knows: exit code 2."""
 
 
-def emit(where: Where, kind: str, value: Any, text: Callable[[], str | Iterable[str]]) -> None:
+def emit(where: "Where", kind: str, value: Any, text: Callable[[], str | Iterable[str]]) -> None:
     """Print a command's result.
 
     Args:
@@ -75,7 +77,7 @@ def print_json(kind: str, value: Any) -> None:
     print(json.dumps({"version": JSON_VERSION, "kind": kind, **fields}, ensure_ascii=False), flush=True)
 
 
-def note(where: Where, text: str) -> None:
+def note(where: "Where", text: str) -> None:
     """Tell people something on standard error; nothing with `--json`."""
     if not where.as_json:
         print(text, file=sys.stderr, flush=True)
@@ -176,7 +178,7 @@ def _fitting(widths: list[int]) -> list[int]:
     return widths
 
 
-def confirm(where: Where, question: str) -> None:
+def confirm(where: "Where", question: str) -> None:
     """Ask before something that can't be taken back, unless `--yes` agreed to it.
 
     Raises:
