@@ -86,6 +86,7 @@ class SqliteStore:
         *,
         folder: str | os.PathLike[str] | None = None,
         clock: Clock | None = None,
+        read_only: bool = False,
     ) -> None:
         """Name the file; it is made when the store is opened.
 
@@ -93,11 +94,13 @@ class SqliteStore:
             path: The database; `.head` and `.lock` lie beside it. None: one file per chain and wallet in `folder`.
             folder: None: `jobs` in the user's state folder.
             clock: For readers' polling; None: the machine's.
+            read_only: Never become the writer, so that a runner that comes later may; the file has to be there.
         """
         self.path = None if path is None else Path(path).expanduser().absolute()
         self._folder = state_dir() / "jobs" if folder is None else Path(folder)
         self.damage: str | None = None
         self._clock = clock or SystemClock()
+        self._read_only = read_only
         self._mutex = threading.RLock()
         self._commit = anyio.Lock()
         self._waiting: list[_Entry] = []
@@ -132,6 +135,10 @@ class SqliteStore:
         self._owner = owner
         try:
             make_private_dir(path.parent)
+            if self._read_only and not path.exists():
+                raise JournalError(
+                    f"there is no journal at {path} yet", hint="It is made when a first job is submitted"
+                )
             self._take()
             try:
                 self._open_database(path, owner)
@@ -233,6 +240,8 @@ class SqliteStore:
 
     def _take(self) -> None:
         """Become the writer if nobody is, or if the writer's lease expired."""
+        if self._read_only:
+            return
         path = self._path()
         self._lock = _take_lock(path.with_name(path.name + ".lock"))
         self._writes = self._lock is not None or self._has_expired()
@@ -368,6 +377,17 @@ class SqliteStore:
         """Return all jobs, oldest first."""
         query = "select job from event group by job order by min(height)"
         return tuple(JobId(row[0]) for row in await self._in_thread(lambda: self._require().execute(query).fetchall()))
+
+    async def changed_since(self, height: int) -> tuple[int, tuple[JobId, ...]]:
+        """Return the number of rows, and the jobs with rows above `height`; fewer rows than that: some were pruned."""
+
+        def look() -> tuple[int, tuple[JobId, ...]]:
+            db = self._require()
+            (top,) = db.execute("select coalesce(max(height), 0) from event").fetchone()
+            rows = db.execute("select job from event where height > ? group by job order by min(height)", (height,))
+            return top, tuple(JobId(row[0]) for row in rows)
+
+        return await self._in_thread(look)
 
     @property
     def version(self) -> int:

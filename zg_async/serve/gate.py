@@ -8,7 +8,8 @@ answer carries CORS headers.
 import hmac
 import ipaddress
 import secrets
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from typing import Any, Final
 
 from aiohttp import BodyPartReader, web
@@ -49,13 +50,21 @@ class PassedOnError(Exception):
 class Gate:
     """Checks Host, Origin and token of each request."""
 
-    def __init__(self, token: str, *, hosts: Sequence[str] = (), origins: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        token: str,
+        *,
+        hosts: Sequence[str] = (),
+        origins: Sequence[str] = (),
+        public: Sequence[str] = ("/health",),
+    ) -> None:
         """Guard a server.
 
         Args:
             token: What clients send as their API key.
             hosts: Names under which it may be addressed besides loopback.
             origins: Web origins that may use it, for example `http://localhost:5173`.
+            public: Paths that tell nothing and need no token.
 
         Raises:
             ConfigError: The token is too short to be a secret.
@@ -67,16 +76,17 @@ class Gate:
         self._token = token.encode()
         self._hosts = frozenset(h.lower() for h in hosts)
         self._origins = frozenset(o.lower().rstrip("/") for o in origins)
+        self._public = frozenset(public)
 
     @web.middleware
     async def middleware(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        """Let a request pass or refuse it; the health route needs no token."""
+        """Let a request pass or refuse it."""
         if not self._is_ours(request.headers.get("Host", "")):
             return error_reply(421, "this server isn't addressed by that name", code="bad_host")
         origin = request.headers.get("Origin")
         if origin is not None and origin.lower().rstrip("/") not in self._origins:
             return error_reply(403, "this origin is not allowed", code="bad_origin")
-        if request.path != "/health" and not self._knows(request.headers.get("Authorization", "")):
+        if request.path not in self._public and not self._knows(request.headers.get("Authorization", "")):
             return error_reply(401, "the bearer token is missing or wrong", code="invalid_api_key")
         return await handler(request)
 
@@ -93,6 +103,31 @@ class Gate:
             return ipaddress.ip_address(name).is_loopback
         except ValueError:
             return False
+
+
+@asynccontextmanager
+async def listening(app: web.Application, *, host: str, port: int) -> AsyncGenerator[str, None]:
+    """Run a server until the context ends.
+
+    Args:
+        app: What to serve.
+        host: The address to listen on.
+        port: 0: a free one.
+
+    Yields:
+        Its URL, without a path.
+    """
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0, handler_cancellation=True)
+    await runner.setup()
+    try:
+        try:
+            await web.TCPSite(runner, host, port).start()
+        except OSError as error:
+            raise ConfigError(f"can't listen on {host}:{port}: {error.strerror}", hint="Give another port") from error
+        shown = f"[{host}]" if ":" in host else host
+        yield f"http://{shown}:{runner.addresses[0][1]}"
+    finally:
+        await runner.cleanup()
 
 
 async def read_json(request: web.Request) -> dict[str, Any]:

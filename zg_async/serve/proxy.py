@@ -29,7 +29,7 @@ from zg_async.managers.inference_funds import is_short_of_funds
 from zg_async.managers.inference_services import Verify
 from zg_async.serve.budget import Budget, bounded, chat_bound
 from zg_async.serve.fine_tuning import FineTuningRoutes
-from zg_async.serve.gate import MAX_BODY, Gate, Handler, PassedOnError, error_reply, new_token, read_json
+from zg_async.serve.gate import MAX_BODY, Gate, Handler, PassedOnError, error_reply, listening, new_token, read_json
 from zg_async.serve.media import MediaRoutes
 from zg_async.serve.upstreams import EndpointUpstream, ProviderUpstream, Upstream, Upstreams
 from zg_async.text import printable
@@ -395,14 +395,5 @@ async def serving(proxy: Proxy, *, host: str = "127.0.0.1", port: int = 0) -> As
     Yields:
         The base URL for OpenAI clients.
     """
-    runner = web.AppRunner(proxy.app(), access_log=None, shutdown_timeout=1.0, handler_cancellation=True)
-    await runner.setup()
-    try:
-        try:
-            await web.TCPSite(runner, host, port).start()
-        except OSError as error:
-            raise ConfigError(f"can't listen on {host}:{port}: {error.strerror}", hint="Give another port") from error
-        shown = f"[{host}]" if ":" in host else host
-        yield f"http://{shown}:{runner.addresses[0][1]}/v1"
-    finally:
-        await runner.cleanup()
+    async with listening(proxy.app(), host=host, port=port) as url:
+        yield f"{url}/v1"
