@@ -140,6 +140,7 @@ _HOMES = {
         "FineTuningAccountDetails",
         "FineTuningService",
         "InferenceAccount",
+        "InferenceAccountDetail",
         "InferenceService",
         "JobId",
         "Ledger",
@@ -336,6 +337,7 @@ if TYPE_CHECKING:
     from zg_async.wire.records import FineTuningAccountDetails as FineTuningAccountDetails
     from zg_async.wire.records import FineTuningService as FineTuningService
     from zg_async.wire.records import InferenceAccount as InferenceAccount
+    from zg_async.wire.records import InferenceAccountDetail as InferenceAccountDetail
     from zg_async.wire.records import InferenceService as InferenceService
     from zg_async.wire.records import JobId as JobId
     from zg_async.wire.records import Ledger as Ledger

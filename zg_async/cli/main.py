@@ -37,15 +37,57 @@ COMMANDS: Final[tuple[tuple[str, str], ...]] = (
     ("batch", "jobs:batch"),
     ("jobs", "jobs_admin:app"),
     ("doctor", "jobs_admin:doctor"),
-    # datasets, adapters, storage
+    # fine-tuning
+    ("fine-tuning list-providers", "fine_tuning:list_providers"),
+    ("fine-tuning list-models", "fine_tuning:list_models"),
+    ("fine-tuning model-usage", "fine_tuning:model_usage"),
+    ("fine-tuning verify", "fine_tuning:verify"),
+    ("fine-tuning upload", "fine_tuning:upload"),
+    ("fine-tuning download", "storage:download"),
+    ("fine-tuning calculate-token", "fine_tuning:calculate_token"),
+    ("fine-tuning download-counter", "fine_tuning:download_counter"),
+    ("fine-tuning create-task", "tasks:create_task"),
+    ("fine-tuning cancel-task", "tasks:cancel_task"),
+    ("fine-tuning list-tasks", "tasks:list_tasks"),
+    ("fine-tuning get-task", "tasks:get_task"),
+    ("fine-tuning get-log", "tasks:get_log"),
+    ("fine-tuning acknowledge-model", "deliveries:acknowledge_model"),
+    ("fine-tuning acknowledge-deliverable", "deliveries:acknowledge_deliverable"),
+    ("fine-tuning decrypt-model", "deliveries:decrypt_model"),
+    ("fine-tuning get-adapter-name", "deliveries:get_adapter_name"),
+    ("fine-tuning deploy-adapter", "deliveries:deploy_adapter"),
+    ("fine-tuning list-adapters", "deliveries:list_adapters"),
+    ("fine-tuning chat", "deliveries:chat"),
+    ("fine-tuning remove-service", "fine_tuning:remove_service"),
+    ("task watch", "task_view:watch"),
+    ("task wait", "task_view:wait"),
+    # datasets, parameters, adapters, storage
     ("dataset", "dataset:app"),
+    ("params", "params_file:app"),
     ("adapter", "adapter:app"),
     ("storage", "storage:app"),
     ("upload", "storage:upload"),
     ("download", "storage:download"),
     # inference
+    ("inference list-providers", "inference:list_providers"),
+    ("inference list-providers-detail", "inference:list_providers_detail"),
+    ("inference get-models", "inference:get_models"),
+    ("inference acknowledge-provider", "inference:acknowledge_provider"),
+    ("inference verify", "inference:verify"),
+    ("inference download-report", "inference:download_report"),
+    ("inference get-secret", "inference:get_secret"),
+    ("inference list-keys", "inference:list_keys"),
+    ("inference revoke-token", "inference:revoke_token"),
+    ("inference revoke-all-tokens", "inference:revoke_all_tokens"),
+    ("inference chat", "inference:chat"),
     ("inference serve", "serve:serve"),
     ("inference router-serve", "serve:router_serve"),
+    ("inference add-service", "provider:add_service"),
+    ("inference update-service", "provider:update_service"),
+    ("inference remove-service", "provider:remove_service"),
+    ("inference list-logs", "provider:list_logs"),
+    ("inference download-log", "provider:download_log"),
+    ("inference view-log", "provider:view_log"),
     # wallets and settings
     ("whoami", "profile:whoami"),
     ("profile", "profile:app"),
@@ -55,8 +97,44 @@ COMMANDS: Final[tuple[tuple[str, str], ...]] = (
     ("devnet", "devnet:app"),
 )
 """Each command's words and where it is; modules are imported when their command is used."""
-FLAT: Final[tuple[tuple[str, str], ...]] = (
+HIDDEN: Final[tuple[tuple[str, str], ...]] = (
+    ("fine-tuning ack-provider", "fine_tuning:ack_provider"),
+    ("fine-tuning revoke", "fine_tuning:revoke"),
+    ("inference ack-provider", "inference:ack_provider"),
+    ("inference revoke", "inference:revoke"),
+)
+"""Commands of the contracts' owner; they work and aren't listed."""
+SPELLINGS: Final[tuple[tuple[str, str], ...]] = (
     ("return-funds", "retrieve-fund"),
+    *(
+        (name, f"fine-tuning {name}")
+        for name in (
+            "list-providers",
+            "list-models",
+            "model-usage",
+            "calculate-token",
+            "create-task",
+            "cancel-task",
+            "list-tasks",
+            "get-task",
+            "get-log",
+            "acknowledge-model",
+            "acknowledge-deliverable",
+            "decrypt-model",
+            "verify",
+            "get-adapter-name",
+            "deploy-adapter",
+            "list-adapters",
+        )
+    ),
+    ("get-task-log", "fine-tuning get-log"),
+    ("fine-tuning get-task-log", "fine-tuning get-log"),
+    ("task create", "fine-tuning create-task"),
+    ("task list", "fine-tuning list-tasks"),
+    ("task get", "fine-tuning get-task"),
+    ("task log", "fine-tuning get-log"),
+    ("task cancel", "fine-tuning cancel-task"),
+    ("chat", "inference chat"),
     ("serve", "inference serve"),
     ("router-serve", "inference router-serve"),
 )
@@ -86,7 +164,8 @@ def make_app() -> cyclopts.App:
     known = dict(COMMANDS)
     for words, target, show in (
         *((w, t, True) for w, t in COMMANDS),
-        *((old, known[new], False) for old, new in FLAT),
+        *((w, t, False) for w, t in HIDDEN),
+        *((old, known[new], old.startswith("task ")) for old, new in SPELLINGS),
     ):
         *group_words, name = words.split()
         parent = groups[group_words[0]] if group_words else app
@@ -182,6 +261,8 @@ def _usage(error: cyclopts.CycloptsError, arguments: list[str]) -> str:
     for flag in RETIRED:
         if flag in given:
             return f"{flag} is gone: {RETIRED[flag]}"
+    if isinstance(error, cyclopts.UnknownCommandError):
+        return str(error).partition(" Available commands")[0].strip() + " `zg --help` lists all commands"
     lines = [line for text in str(error).splitlines() if (line := text.strip(" │╭╮╰╯─"))]
     return " ".join(lines).rstrip(".") + ". `--help` behind the command shows its flags"
 

@@ -1,5 +1,6 @@
 """From flags to an open broker: the one place where commands get theirs."""
 
+import base64
 import contextlib
 import dataclasses
 from collections.abc import AsyncGenerator
@@ -51,6 +52,10 @@ class Where:
     """JSON-RPC signer that holds the key (web3signer's dialect); --wallet names its account. Default: ZG_SIGNER_URL."""
     password_fd: int | None = None
     """File descriptor to read the keystore's password from. Default: the variable ZG_PASSWORD, else it is asked for."""
+    tee_root: Path | None = None
+    """File with the root certificate of TEE quotes, PEM or DER in hex. Default: the network's, else Intel's."""
+    pccs_url: str | None = None
+    """Where certificates to check TEE quotes come from. Default: the network's."""
     state_dir: Path | None = None
     """Where outbox and journal lie. Default: ZG_STATE_DIR, else the user's state folder."""
     as_json: Annotated[bool, Parameter(name="--json")] = False
@@ -72,6 +77,8 @@ class Paying(Where):
     """Neuron per gas above which nothing is sent."""
     step: int | None = None
     """By how many tenths the gas price is multiplied for a transaction that isn't mined. Default: 11, the least."""
+    verified_only: bool = False
+    """Pay, send and acknowledge nothing to providers whose TEE isn't verified."""
 
 
 HERE: Final = Where()
@@ -93,11 +100,13 @@ async def open_broker(where: Where, *, wallet: bool = True, **options: Any) -> "
     from zg_async.broker import create_broker
 
     settings = await settings_of(where)
-    if fees := _fees(where):
-        options["fees"] = fees
+    if isinstance(where, Paying):
+        options["require_verified"] = where.verified_only
+        if fees := _fees(where):
+            options["fees"] = fees
     async with contextlib.AsyncExitStack() as stack:
         signer = await unlock(settings, stack) if wallet else None
-        network = await network_of(settings)
+        network = _root_of_trust(where, await network_of(settings))
         if signer is not None and network.chain_id == MAINNET:
             options["limits"] = ask_before_spending(where, options.get("limits"))
         broker = create_broker(
@@ -169,11 +178,27 @@ def read_text(path: Path, what: str) -> str:
         raise ConfigError(f"the {what}'s file {printable(str(path))} can't be read") from None
 
 
-def _fees(where: Where) -> "FeePolicy | None":
+def _root_of_trust(where: Where, network: "Network") -> "Network":
+    """Return the network with the root certificate and the certificate service that were asked for."""
+    if where.tee_root is not None:
+        network = dataclasses.replace(network, tee_root=_certificate(where.tee_root))
+    return network if where.pccs_url is None else dataclasses.replace(network, pccs_url=where.pccs_url)
+
+
+def _certificate(path: Path) -> str:
+    """Read a certificate as hex of its DER."""
+    text = read_text(path, "root certificate").strip()
+    if "-----BEGIN CERTIFICATE-----" in text:
+        text = base64.b64decode("".join(line for line in text.splitlines() if "-----" not in line)).hex()
+    try:
+        return bytes.fromhex(text.removeprefix("0x")).hex()
+    except ValueError:
+        raise ConfigError(f"{path} holds no certificate", hint="Give it as PEM, or as DER in hex") from None
+
+
+def _fees(where: Paying) -> "FeePolicy | None":
     from zg_async.transport.fees import FeePolicy
 
-    if not isinstance(where, Paying):
-        return None
     fields = {
         "gas_price": where.gas_price,
         "max_fee_per_gas": where.max_gas_price,

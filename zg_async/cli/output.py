@@ -11,6 +11,8 @@ import json
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from decimal import Decimal
+from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -74,6 +76,8 @@ def print_json(kind: str, value: Any) -> None:
     """Print one object on a line of its own."""
     plain = to_plain(value)
     fields = plain if isinstance(plain, dict) else {"items": plain}
+    if taken := fields.keys() & {"version", "kind"}:
+        raise ValueError(f"fields of {kind} hide the envelope's: {sorted(taken)}")
     print(json.dumps({"version": JSON_VERSION, "kind": kind, **fields}, ensure_ascii=False), flush=True)
 
 
@@ -100,8 +104,10 @@ def to_plain(value: Any, name: str = "") -> Any:
         return value.isoformat()
     if isinstance(value, dt.timedelta):
         return value.total_seconds()
-    if isinstance(value, Path):
+    if isinstance(value, Path | Fraction):
         return str(value)
+    if isinstance(value, Decimal):
+        return f"{value:f}"
     if isinstance(value, Sequence | set | frozenset) and not isinstance(value, str):
         return [to_plain(item, name) for item in value]
     if isinstance(value, int) and not isinstance(value, bool) and name in _AMOUNTS:

@@ -25,6 +25,7 @@ from zg_async.devnet.inference_http import (
     json_reply,
     read_body,
 )
+from zg_async.devnet.inference_logs import ProviderLogs
 from zg_async.devnet.inference_lora import AdapterEntry, Adapters, FetchModel, LoraRoutes
 from zg_async.devnet.inference_settings import (
     Acknowledgement,
@@ -98,6 +99,7 @@ class InferenceNode:
         self._chain = chain
         self._sessions = Sessions(provider_address, chain, self.settings, self.clock)
         self._limits = Limits(self.settings, self.clock)
+        self._logs = ProviderLogs(provider_address, self.clock)
         self.fees = FeeBook(provider_address, tee_key, chain, self.clock)
         self.adapters = Adapters(
             base_model=base_model,
@@ -172,6 +174,7 @@ class InferenceNode:
                 web.get("/v1/capabilities", self._get_capabilities),
                 web.get("/v1/user/{address}/unsettledfee", self._get_unsettled),
                 web.post("/internal/v1/adapter-keys", self._post_key),
+                *self._logs.routes(),
                 *self._lora.routes(),
                 *self._chat.routes(),
             ]
@@ -199,6 +202,7 @@ class InferenceNode:
             self.adapters.look_from(from_block)
         self._settle_at = self.clock.monotonic() + self.settings.settle_interval
         await self.adapters.restart()
+        self._logs.note("event", "started")
         self._background = Background()
         self._background.start(self._run(), name=f"devnet inference {self.address}")
 
@@ -233,6 +237,7 @@ class InferenceNode:
     async def settle(self) -> Sequence[SettlementResult]:
         """Collect all fees now; see `FeeBook.settle`."""
         self._settle_at = self.clock.monotonic() + self.settings.settle_interval
+        self._logs.note("event", "settling")
         return await self.fees.settle()
 
     # --- routes ---
@@ -243,6 +248,7 @@ class InferenceNode:
             if self.settings.latency > 0:
                 await self.clock.sleep(self.settings.latency)
             self._limits.take(request)
+            self._logs.note("broker", f"{request.method} {request.path}")
             return await handler(request)
         except RefusedError as refusal:
             return refusal.reply()

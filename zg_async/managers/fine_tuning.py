@@ -333,6 +333,23 @@ class FineTuningManager(Deliverables):
         address = parse_address(provider_address, what="provider")
         return await self._ctx.write(self._contract.acknowledge_tee_signer(address, False), key=key)
 
+    async def acknowledge_tee_signer_by_owner(self, provider: str, *, key: str | None = None) -> Receipt:
+        """Approve a provider's TEE signer. Only the contract owner's wallet can.
+
+        Raises:
+            ContractRevertedError: This wallet isn't the contract's owner, or the provider isn't registered.
+        """
+        address = parse_address(provider, what="provider")
+        return await self._ctx.write(self._contract.acknowledge_tee_signer_by_owner(address), key=key)
+
+    async def remove_service(self, *, key: str | None = None) -> Receipt:
+        """Withdraw this wallet's own fine-tuning service; its stake comes back. For providers.
+
+        Raises:
+            ServiceNotFoundError: The wallet has no service.
+        """
+        return await self._ctx.write(self._contract.remove_service(), key=key)
+
     async def revoke_tee_signer_acknowledgement(self, provider: str, *, key: str | None = None) -> Receipt:
         """Take the contract owner's approval of a provider's TEE signer back. Only the owner's wallet can.
 

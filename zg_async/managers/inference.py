@@ -8,10 +8,11 @@ from zg_async.managers.context import Context
 from zg_async.managers.inference_services import InferencePolicy
 from zg_async.managers.lora import LoraManager
 from zg_async.managers.media import InferenceMedia
+from zg_async.managers.provider_side import ProviderSide
 from zg_async.transport.key_book import KeyBook
 
 
-class InferenceManager(InferenceMedia):
+class InferenceManager(InferenceMedia, ProviderSide):
     """Inference with one wallet."""
 
     def __init__(self, context: Context, policy: InferencePolicy | None = None, keys: KeyBook | None = None) -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import datetime as dt
 import os
 from typing import Final, Literal
 
@@ -14,7 +15,14 @@ from zg_async.managers.verification_record import ServiceVerification
 from zg_async.wire import catalogue, inference_api
 from zg_async.wire.catalogue import InferenceServiceDetail, ModelInfo
 from zg_async.wire.hashing import parse_address
-from zg_async.wire.records import Address, InferenceAccount, InferenceService, Receipt, ServiceMetadata
+from zg_async.wire.records import (
+    Address,
+    InferenceAccount,
+    InferenceAccountDetail,
+    InferenceService,
+    Receipt,
+    ServiceMetadata,
+)
 
 Verify = Literal["bytes", "signer", "off"]
 """How an answer has to be proven: signer and both hashes; the signer, for builds that hash other bytes; not at all."""
@@ -180,6 +188,24 @@ class InferenceServices:
         """
         address = parse_address(provider, what="provider")
         return await self._ctx.chain.call(self._contract.get_account(self._ctx.wallet, address))
+
+    async def get_account_with_detail(self, provider: str) -> InferenceAccountDetail:
+        """Read this wallet's inference sub-account at a provider with the timing of its refunds.
+
+        Args:
+            provider: The provider's address.
+
+        Returns:
+            The sub-account; each refund says when it unlocks, counted from block time.
+
+        Raises:
+            AccountNotFoundError: There is none.
+        """
+        account = await self.get_account(provider)
+        lock_time = await self._ctx.chain.call(self._contract.lock_time())
+        lock, block = dt.timedelta(seconds=lock_time), await self._ctx.chain.block()
+        refunds = tuple(dataclasses.replace(r, unlocks_at=r.created_at + lock) for r in account.refunds)
+        return InferenceAccountDetail(account=account, refunds=refunds, lock_time=lock_time, as_of=block.timestamp)
 
     async def verify_service(
         self,

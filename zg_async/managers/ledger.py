@@ -370,7 +370,9 @@ class LedgerManager:
             _log.warning("the money at %s stays there: %s", provider, reason)
         return tuple(row for row in rows if row.provider not in left), left
 
-    async def retrieve_all(self, *, wait: bool = False) -> Retrieval:
+    async def retrieve_all(
+        self, *, wait: bool = False, service_type: ServiceType | None = None, providers: Sequence[str] | None = None
+    ) -> Retrieval:
         """Ask for all money of all sub-accounts back, and collect what is unlocked.
 
         Where it stands is on the chain, so that a call after a restart goes on where the last one stopped: what was
@@ -378,31 +380,43 @@ class LedgerManager:
 
         Args:
             wait: Sleep until the locks are over, and collect everything.
+            service_type: Only sub-accounts of this one.
+            providers: Only sub-accounts at these.
 
         Returns:
             What was sent, what was left alone for open tasks, and what is still locked.
         """
         receipts: list[Receipt] = []
-        kinds: tuple[ServiceType, ...] = ("fine-tuning", "inference")
+        kinds: tuple[ServiceType, ...] = (service_type,) if service_type else ("fine-tuning", "inference")
+        for kind in kinds:
+            await self._services.full_name(kind)
+        wanted = None if providers is None else {parse_address(p, what="provider") for p in providers}
         while True:
             left: dict[Address, str] = {}
             unlocks: list[dt.datetime] = []
             locked = 0
+            as_of: dt.datetime | None = None
             for kind in kinds:
-                rows = await self.get_providers_with_balance(kind)
+                rows = await self._to_retrieve(kind, wanted)
                 if kind == "fine-tuning":
                     rows, left = await self._without_open_tasks(rows)
                 if due := (await standing(self._ctx, kind, rows)).due:
                     receipts += await self.retrieve_fund(kind, due)
-                    rows = tuple(row for row in await self.get_providers_with_balance(kind) if row.provider not in left)
+                    rows = tuple(row for row in await self._to_retrieve(kind, wanted) if row.provider not in left)
                 now = await standing(self._ctx, kind, rows)
-                locked += now.locked
+                locked, as_of = locked + now.locked, now.as_of
                 unlocks += [now.next_unlock] if now.next_unlock else []
             next_unlock = min(unlocks, default=None)
             if not wait or next_unlock is None:
-                return Retrieval(receipts=tuple(receipts), left=left, locked=locked, next_unlock=next_unlock)
+                return Retrieval(
+                    receipts=tuple(receipts), left=left, locked=locked, next_unlock=next_unlock, as_of=as_of
+                )
             block = await self._ctx.chain.block()
             await self._ctx.clock.sleep(max((next_unlock - block.timestamp).total_seconds(), 0.0) + 1.0)
+
+    async def _to_retrieve(self, service_type: ServiceType, wanted: set[Address] | None) -> tuple[AccountSummary, ...]:
+        rows = await self.get_providers_with_balance(service_type)
+        return tuple(row for row in rows if wanted is None or row.provider in wanted)
 
     async def _check_refund_slots(self, rows: Sequence[AccountSummary], service_type: str) -> None:
         full = [r for r in rows if r.refund_count >= MAX_OPEN_REFUNDS and r.balance > r.pending_refund]

@@ -28,6 +28,8 @@ class Retrieval:
     """Neuron asked back that are still locked."""
     next_unlock: dt.datetime | None
     """When the first of them unlocks, by block time."""
+    as_of: dt.datetime | None = None
+    """Block time of the answer."""
 
 
 async def open_pairs(context: Context, rows: Sequence[AccountSummary]) -> dict[Address, str]:
@@ -80,6 +82,7 @@ class Standing:
     """Something can be asked back or collected."""
     locked: int
     next_unlock: dt.datetime | None
+    as_of: dt.datetime
 
 
 async def standing(context: Context, service_type: ServiceType, rows: Sequence[AccountSummary]) -> Standing:
@@ -103,6 +106,7 @@ async def standing(context: Context, service_type: ServiceType, rows: Sequence[A
         due=tuple(due),
         locked=sum(amount for _, amount in waiting),
         next_unlock=min((at for at, _ in waiting), default=None),
+        as_of=now,
     )
 
 

@@ -33,6 +33,7 @@ SENT: Final[Mapping[str, Mapping[str, bool]]] = {
         "acknowledgeDeliverable": False,
         "acknowledgeTEESignerByOwner": False,
         "revokeTEESignerAcknowledgement": False,
+        "removeService": False,
     },
     "InferenceServing": {
         "acknowledgeTEESigner": False,
@@ -41,6 +42,8 @@ SENT: Final[Mapping[str, Mapping[str, bool]]] = {
         "revokeAllTokens": False,
         "acknowledgeTEESignerByOwner": False,
         "revokeTEESignerAcknowledgement": False,
+        "addOrUpdateService": True,
+        "removeService": False,
     },
     "FixedPriceFlow": {"submit": True, "batchSubmit": True},
 }

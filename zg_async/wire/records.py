@@ -247,6 +247,18 @@ class FineTuningAccountDetail:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class InferenceAccountDetail:
+    """An inference sub-account with refund timing."""
+
+    account: InferenceAccount
+    refunds: tuple[Refund, ...]
+    lock_time: int
+    """Seconds a refund stays locked."""
+    as_of: dt.datetime
+    """Block time of the answer; remaining times count from here."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class InferenceService:
     """An inference provider's registration."""
 
