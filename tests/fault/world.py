@@ -30,6 +30,7 @@ from zg_async.errors import (
 from zg_async.jobs.runner import JobRunner
 from zg_async.jobs.spec import JobSpec
 from zg_async.jobs.state import JobResult
+from zg_async.managers.account_room import AccountRoom
 from zg_async.managers.dataset import check_dataset
 from zg_async.managers.deliverables import DeliveryTerms
 from zg_async.managers.open_tasks import OpenTask, OpenTasks
@@ -121,6 +122,7 @@ class World:
         self.signers = dict.fromkeys(PROVIDERS, SIGNER)
         self.fail_at: TaskProgress | None = None
         self.stuck_at: TaskProgress | None = None
+        self.most_accounts = 50
         self.log = ""
         self.settles = True
         self.reverts: list[str] = []
@@ -397,6 +399,10 @@ class Ledger:
             "rpc read", lambda: [provider for provider, kind in self.world.accounts if kind == "fine-tuning"]
         )
         return SimpleNamespace(fine_tuning=tuple(SimpleNamespace(provider=provider) for provider in accounts))
+
+    async def get_account_room(self, service_type: str) -> AccountRoom:
+        providers = {provider for provider, kind in self.world.accounts if kind == service_type}
+        return AccountRoom(wallet=WALLET, service_type=service_type, providers=providers, most=self.world.most_accounts)
 
     async def ensure_funded(self, provider: str, service_type: str, amount: int, *, key: str) -> tuple[Receipt, ...]:
         receipts: list[Receipt] = []

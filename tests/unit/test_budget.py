@@ -70,3 +70,18 @@ def test_only_named_effects_belong_to_a_job():
     assert group_of("job-1/fund/fine-tuning/1") == "job-1"
     assert group_of("once/5") is None
     assert group_of("mine") is None
+
+
+@pytest.mark.goal("SCL-02", part="a budget for each wallet")
+def test_each_wallet_has_a_budget_of_its_own(clock):
+    other = "0x3C44CdDdB6a900fa2b585dd299e03d12FA4293BC"
+    budget, totals, rest = Budget(SpendLimits(wallet_per_day=10), clock), Totals(), Totals()
+    budget.watch(WALLET, totals)
+    budget.watch(other, rest)
+    totals.add("job-1/fee", clock.now(), Money(gone=6))
+    with budget.hold("job-2/fee", Money(gone=4), WALLET), budget.hold("job-3/fee", Money(gone=10), other):
+        with pytest.raises(LimitError, match=WALLET), budget.hold("x", Money(gone=1), WALLET):
+            pass
+        with pytest.raises(LimitError, match="wallet_per_day"), budget.hold("y", Money(gone=1), other):
+            pass
+    assert budget.today_of(WALLET).gone == 6

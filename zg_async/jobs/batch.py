@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 AT_ONCE: Final = 100
 _LISTS: Final = ("models", "datasets", "params")
 _OWN: Final = frozenset(
-    {"model", "dataset", "training_params", "output_dir", "key", "wallet", "batch", "batch_max_spend"}
+    {"model", "dataset", "training_params", "output_dir", "key", "wallet", "wallets", "batch", "batch_max_spend"}
 )
 
 
@@ -43,7 +43,7 @@ class Batch:
     output_dir: str | os.PathLike[str]
     """Each job gets a folder in it."""
     wallets: Sequence[str] = ()
-    """The broker's wallets that share the jobs; empty: its first. A job's wallet follows from its key."""
+    """The broker's wallets that share the jobs; empty: its first. The one with the fewest unfinished jobs takes one."""
     max_spend: Amount | None = None
     """Most that may be gone for all jobs together: fees and gas."""
     job: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -116,14 +116,13 @@ def _job(batch: Batch, model: str, dataset: str, params: str) -> JobSpec:
     source = dataset if dataset.startswith("0x") else str(Path(dataset).expanduser().absolute())
     what = json.dumps([batch.name, model, source, json.loads(params)], sort_keys=True)
     digest = hashlib.sha256(what.encode()).hexdigest()
-    wallet = batch.wallets[int(digest[:8], 16) % len(batch.wallets)] if batch.wallets else None
     folder = f"{_plain(model)}-{_plain(Path(dataset).stem)}-{digest[:10]}"
     return JobSpec(
         model=model,
         dataset=source,
         training_params=params,
         output_dir=Path(batch.output_dir) / folder,
-        wallet=wallet,
+        wallets=tuple(batch.wallets),
         key=f"batch/{digest}",
         batch=batch.name,
         batch_max_spend=batch.max_spend,

@@ -3,7 +3,7 @@
 import dataclasses
 import datetime as dt
 import logging
-from contextlib import AsyncExitStack, aclosing
+from contextlib import aclosing
 from typing import TYPE_CHECKING, Final
 
 import anyio
@@ -19,6 +19,7 @@ from zg_async.errors import (
     JournalError,
     ProviderError,
     ProviderUnavailableError,
+    QueueFullError,
     TaskFailedError,
     TransactionReplacedError,
     UnfinishedTaskError,
@@ -91,7 +92,6 @@ class Driver:
         self.failure: BaseException | None = None
         """With what the last stage failed."""
         self._scope: anyio.CancelScope | None = None
-        self._turn: AsyncExitStack | None = None
         self.stopping = anyio.CancelScope()
         """Around `run`: a scope, because that waits for threads at work, and a plain task's cancellation doesn't."""
         self.approve: Approve | None = None
@@ -156,7 +156,7 @@ class Driver:
                 else:
                     await self._step(stage)
         finally:
-            await self._leave_turn()
+            self._leave_turn()
 
     async def _step(self, stage: Stage) -> None:
         """Run one stage once; what goes wrong becomes an event."""
@@ -167,7 +167,7 @@ class Driver:
                 if stage.needs_turn:
                     await self._take_turn()
                 elif not stage.keeps_turn:
-                    await self._leave_turn()
+                    self._leave_turn()
                 if not await is_approved(
                     self.approve, Approval(job_id=self.job_id, stage=stage.name, state=self.state)
                 ):
@@ -210,13 +210,13 @@ class Driver:
                 provider = self.work.provider
                 await self.commit(ProviderExcluded(provider=provider, stage=stage.name, reason=error.message))
                 self.work.scheduler.record(provider, succeeded=False)
-                await self._leave_turn()
+                self._leave_turn()
                 return
             await self._fail(stage, error, code=error.code, message=error.message, hint=error.hint)
             return
         await self.commit(retry)
         if isinstance(error, UnfinishedTaskError):
-            await self._leave_turn()  # the job of that task needs it
+            self._leave_turn()  # the job of that task needs it
         with anyio.CancelScope() as self._scope:
             if not self.state.cancel_requested or stage.name == "cancel":
                 await self.clock.sleep(max((retry.retry_at - now(self.clock)).total_seconds(), 0.0))
@@ -228,7 +228,7 @@ class Driver:
         await self.commit(JobFailed(stage=stage.name, code=code, message=message, hint=hint))
 
     async def _succeed(self) -> None:
-        await self._leave_turn()
+        self._leave_turn()
         await clean_up(self.work)
         result = self.state.result
         if result is None:
@@ -248,20 +248,22 @@ class Driver:
     # ---- turns
 
     async def _take_turn(self) -> None:
-        if self._turn is not None:
-            return
-        wallet, provider = self.work.wallet, self.work.provider
-        ahead = self.work.scheduler.jobs_at(wallet, provider)
-        if ahead:
-            await self.commit(JobQueued(provider=provider, behind=ahead[-1]))
-        async with AsyncExitStack() as stack:
-            await stack.enter_async_context(self.work.scheduler.turn(wallet, provider, self.job_id))
-            self._turn = stack.pop_all()
+        scheduler, wallet, where = self.work.scheduler, self.work.wallet, [self.work.provider]
+        has_task = _has_task(self.state)
+        if not has_task and (ahead := scheduler.ahead(self.job_id, wallet, where)):
+            await self.commit(JobQueued(provider=ahead[0], behind=ahead[1]))
+        await scheduler.claim(self.job_id, wallet, where, has_task=has_task)
 
-    async def _leave_turn(self) -> None:
-        if self._turn is not None:
-            turn, self._turn = self._turn, None
-            await turn.aclose()
+    def _leave_turn(self) -> None:
+        self.work.scheduler.release(self.job_id)
+
+
+def _has_task(state: JobState) -> bool:
+    """Say whether the provider has, or may have, a task of this job: one that was refused it has not."""
+    if state.task_id is not None:
+        return True
+    refused = state.retry is not None and state.retry.code == UnfinishedTaskError.code
+    return state.request_nonce is not None and not refused
 
 
 def _may_fail_over(state: JobState, stage: Stage, error: ZgError) -> bool:
@@ -289,11 +291,15 @@ def _retry(state: JobState, stage: Stage, error: ZgError, now: dt.datetime) -> S
         return None
     attempt = 1 + (state.retry.attempt if state.retry is not None and state.retry.stage == stage.name else 0)
     watches = stage.name in _UNTIL_OVER
+    if isinstance(error, UnfinishedTaskError | QueueFullError):
+        watches = state.spec is not None and "attempts" not in state.spec.stages.get(stage.name, {})
     most = policy_of(state.spec.stages, stage.name).attempts if state.spec is not None else MAX_ATTEMPTS
     if attempt >= most and not (may_go_on or watches):
         return None
     told = error.retry_after if error.retry_after is not None and 0 <= error.retry_after < float("inf") else 0.0
-    own = min(FIRST_WAIT * 2.0 ** min(attempt - 1, 10), LONGEST_WATCH_WAIT if watches else LONGEST_WAIT)
+    own = min(
+        FIRST_WAIT * 2.0 ** min(attempt - 1, 10), LONGEST_WATCH_WAIT if stage.name in _UNTIL_OVER else LONGEST_WAIT
+    )
     wait = max(own, min(told, LONGEST_TOLD_WAIT))
     if window is not None:
         wait = min(wait, window.longest_pause(now))

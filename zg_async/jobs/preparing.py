@@ -2,7 +2,8 @@
 
 import dataclasses
 import itertools
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing
 from typing import Final
 
 from zg_async.errors import (
@@ -12,12 +13,15 @@ from zg_async.errors import (
     LimitError,
     ProviderError,
     ProviderUnavailableError,
+    UnfinishedTaskError,
+    ZgError,
 )
 from zg_async.jobs.events import (
     CostEstimated,
     DatasetChecked,
     DatasetUploaded,
     Event,
+    JobQueued,
     Paid,
     ProviderAcknowledged,
     ProviderFunded,
@@ -32,7 +36,6 @@ from zg_async.wire.records import (
     FineTuningService,
     JobId,
     RootHash,
-    Task,
 )
 from zg_async.wire.rows import check_training_params
 
@@ -52,14 +55,16 @@ async def choose_provider(work: Work) -> AsyncGenerator[Event, None]:
         services = tuple(s for s in services if s.provider == chosen)
         if not services:
             raise ConfigError(f"{chosen} is no fine-tuning provider", hint="list_service() shows the registered ones")
+        (await work.broker.ledger.get_account_room("fine-tuning")).require(Address(chosen))
         await _check_serving(work, services[0])
         yield terms_of(services[0])
         return
     if (traced := await _traced(work, services)) is not None:
         yield terms_of(traced)
         return
-    service, reasons = await _best_free(work, services)
-    yield dataclasses.replace(terms_of(service), reasons=reasons)
+    async with aclosing(_best_free(work, services)) as facts:
+        async for fact in facts:
+            yield fact
 
 
 async def _traced(work: Work, services: Sequence[FineTuningService]) -> FineTuningService | None:
@@ -77,33 +82,51 @@ async def _traced(work: Work, services: Sequence[FineTuningService]) -> FineTuni
     return None
 
 
-async def _best_free(work: Work, services: Sequence[FineTuningService]) -> tuple[FineTuningService, tuple[str, ...]]:
-    """Return, with the reasons, the best provider that answers, has the model and no unfinished task of this wallet."""
-    reasons = {provider: f"failed this job: {why}" for provider, why in work.state.excluded.items()}
-    hints: list[str] = []
-    retryable = False
-    for service in work.scheduler.order(services, work.wallet):
-        if service.provider in work.state.excluded:
-            continue
+async def _best_free(work: Work, services: Sequence[FineTuningService]) -> AsyncGenerator[Event, None]:
+    """Choose, with the reasons, the best provider that answers, has the model and no unfinished task of this wallet.
+
+    The turn there is taken first, so that many jobs that choose at once choose differently; it stays held.
+    """
+    scheduler, wallet, job_id = work.scheduler, work.wallet, work.state.job_id
+    against = {provider: f"failed this job: {why}" for provider, why in work.state.excluded.items()}
+    found: list[ZgError] = []
+    room = await work.broker.ledger.get_account_room("fine-tuning")
+    while True:
+        left = [s.provider for s in scheduler.order(services, wallet) if s.provider not in against]
+        if not left:
+            raise _none_free(against, found)
+        if ahead := None if work.is_plan else scheduler.ahead(job_id, wallet, left):
+            yield JobQueued(provider=ahead[0], behind=ahead[1])
+        provider = left[0] if work.is_plan else await scheduler.claim(job_id, wallet, left)
+        service = next(s for s in services if s.provider == provider)
         try:
-            await work.broker.fine_tuning.resolve_model(service.provider, work.spec.model)
+            room.require(provider)
+            await work.broker.fine_tuning.resolve_model(provider, work.spec.model)
             await _check_serving(work, service)
-            blocking = await _foreign_task(work, service.provider)
-        except (ProviderError, ConfigError) as error:
-            reasons[service.provider] = error.message
-            hints += [error.hint] if error.hint else []
-            retryable |= error.retryable
+            await _require_no_task(work, provider)
+        except (ProviderError, ConfigError, LimitError) as error:
+            scheduler.release(job_id)
+            against[provider] = error.message
+            found.append(error)
             continue
-        if blocking is None:
-            passed = tuple(f"not {provider}: {reason}" for provider, reason in reasons.items())
-            return service, (work.scheduler.reason(service, services, work.wallet), *passed)
-        retryable, reasons[service.provider] = True, f"has the unfinished task {blocking.id} of this wallet"
-    tried = "; ".join(f"{provider}: {reason}" for provider, reason in reasons.items()) or "none is registered"
-    if retryable:
-        raise ProviderUnavailableError(f"no fine-tuning provider is free: {tried}", hint="Try again later")
-    raise ConfigError(
+        passed = tuple(f"not {provider}: {reason}" for provider, reason in against.items())
+        others = len(scheduler.jobs_at(wallet, provider)) - (not work.is_plan)
+        yield dataclasses.replace(terms_of(service), reasons=(scheduler.reason(service, services, others), *passed))
+        return
+
+
+def _none_free(against: Mapping[Address, str], found: Sequence[ZgError]) -> ZgError:
+    """Say why no provider takes the job; a wait helps if it helps with one of them."""
+    tried = "; ".join(f"{provider}: {reason}" for provider, reason in against.items()) or "none is registered"
+    message = f"no fine-tuning provider is free: {tried}"
+    if busy := next((error for error in found if isinstance(error, UnfinishedTaskError)), None):
+        return UnfinishedTaskError(message, task_id=busy.task_id, provider=busy.provider, hint=busy.hint)
+    if any(error.retryable for error in found):
+        return ProviderUnavailableError(message, hint="Try again later")
+    hint = next((error.hint for error in found if error.hint), None)
+    return ConfigError(
         f"no fine-tuning provider takes this job: {tried}",
-        hint=hints[0] if hints else "list_service() shows the providers there are, list_model() their models",
+        hint=hint or "list_service() shows the providers there are, list_model() their models",
     )
 
 
@@ -111,15 +134,19 @@ async def _check_serving(work: Work, service: FineTuningService) -> None:
     """Raise unless the adapter can be deployed later, if it is to be."""
     if work.spec.deploy:
         where = work.spec.inference_provider or service.provider
+        (await work.broker.ledger.get_account_room("inference")).require(Address(where))
         await work.broker.inference.lora.preflight(where, work.spec.model)
 
 
-async def _foreign_task(work: Work, provider: Address) -> Task | None:
-    """Return an unfinished task that no job of this runner accounts for; asking also shows that the provider lives."""
+async def _require_no_task(work: Work, provider: Address) -> None:
+    """Raise if an unfinished task of this wallet is there; asking also shows that the provider lives."""
     tasks = await work.broker.fine_tuning.list_task(provider)
-    if work.scheduler.jobs_at(work.wallet, provider):
-        return None
-    return next((task for task in tasks if not task.is_terminal), None)
+    if work.is_plan and work.scheduler.jobs_at(work.wallet, provider):
+        return  # it will be over when it is this job's turn
+    if task := next((task for task in tasks if not task.is_terminal), None):
+        raise UnfinishedTaskError(
+            f"has the unfinished task {task.id} of this wallet", task_id=task.id, provider=provider, hint="Wait for it"
+        )
 
 
 async def estimate(work: Work) -> AsyncGenerator[Event, None]:

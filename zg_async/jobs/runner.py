@@ -6,7 +6,6 @@ goes on. Nothing depends on clean-up.
 
 import dataclasses
 import hashlib
-import json
 import logging
 import signal
 import uuid
@@ -35,10 +34,11 @@ from zg_async.jobs.plan import JobPlan, make_plan
 from zg_async.jobs.policies import Approve
 from zg_async.jobs.preparing import first_key
 from zg_async.jobs.scheduler import Scheduler
-from zg_async.jobs.spec import JobSpec, check_output, make_output, normalise
+from zg_async.jobs.spec import JobSpec, check_output, is_same, make_output, normalise
 from zg_async.jobs.sqlite import SqliteStore
 from zg_async.jobs.state import JobResult, JobState, JobStatus, apply, fold
 from zg_async.jobs.store import Owner, Store
+from zg_async.jobs.wallet_pool import WalletPool
 from zg_async.jobs.work import Work
 from zg_async.managers.dataset import require_usable
 from zg_async.managers.tokens import count_tokens
@@ -73,6 +73,7 @@ class JobRunner:
         self._scheduler = Scheduler()
         self._background = Background()
         self._drivers: dict[JobId, Driver] = {}
+        self._pool = WalletPool(broker, lambda: [driver.state.wallet for driver in self._drivers.values()])
         self._guardian = self._make_guardian()
         self._guards = guard
         self._holding = anyio.CancelScope()
@@ -130,20 +131,23 @@ class JobRunner:
             JournalError: The journal is damaged, or another process drives it.
         """
         self._require_writer()
-        spec, wallet = await self._normalise(spec)
-        job_id = self._job_id(spec, wallet)
+        spec = await self._normalise(spec)
+        job_id = self._job_id(spec)
         if events := await self._store.read(job_id):
             return self._same(fold(events), spec)
         self._require_cap(spec)
         checked = await self._check(spec)
-        suspect = spec.key is not None and (self._store.was_reconciled or await self._left_traces(job_id, wallet))
-        submitted = JobSubmitted(spec=spec, wallet=wallet, suspect=suspect)
-        at = now(self._clock)
-        stamped = [dataclasses.replace(e, at=at) for e in (submitted, checked) if e is not None]
-        created = await self._store.create(job_id, *stamped)
-        if created is None:  # somebody else submitted it meanwhile
-            return self._same(fold(await self._store.read(job_id)), spec)
-        self._start(fold(created))
+        traces = await self._traces(job_id, spec)
+        async with self._pool.taking(spec, traces) as wallet:
+            spec = dataclasses.replace(spec, wallet=wallet)
+            suspect = spec.key is not None and (self._store.was_reconciled or bool(traces))
+            submitted = JobSubmitted(spec=spec, wallet=wallet, suspect=suspect)
+            at = now(self._clock)
+            stamped = [dataclasses.replace(e, at=at) for e in (submitted, checked) if e is not None]
+            created = await self._store.create(job_id, *stamped)
+            if created is None:  # somebody else submitted it meanwhile
+                return self._same(fold(await self._store.read(job_id)), spec)
+            self._start(fold(created))
         return JobHandle(self, job_id)
 
     async def plan(self, spec: JobSpec) -> JobPlan:
@@ -160,10 +164,13 @@ class JobRunner:
             ProviderUnavailableError: No provider is free, or the named one doesn't answer.
         """
         self._require_open()
-        spec, wallet = await self._normalise(spec)
+        spec = await self._normalise(spec)
+        async with self._pool.taking(spec, ()) as wallet:
+            spec = dataclasses.replace(spec, wallet=wallet)
         checked = None if spec.dataset_root is not None else await self._check_dataset(spec)
         state = JobState(spec=spec, wallet=wallet, dataset=checked, submitted_at=now(self._clock))
-        return await make_plan(Work(broker=self._broker.using(wallet), state=state, scheduler=self._scheduler))
+        view = self._broker.using(wallet)
+        return await make_plan(Work(broker=view, state=state, scheduler=self._scheduler, is_plan=True))
 
     async def run_job(self, spec: JobSpec) -> JobResult:
         """Submit a job and wait for its result.
@@ -258,34 +265,46 @@ class JobRunner:
 
     # ---- submitting
 
-    async def _normalise(self, spec: JobSpec) -> tuple[JobSpec, Address]:
+    async def _normalise(self, spec: JobSpec) -> JobSpec:
+        """Bring a specification into its form; its wallet stays open while there are several to take it from."""
         spec = await anyio.to_thread.run_sync(normalise, spec)
-        wallet = parse_address(spec.wallet, what="wallet") if spec.wallet else self._broker.address
-        if wallet not in self._broker.wallets:
-            raise ConfigError(f"the broker has no key for {wallet}", hint="Pass it to create_broker as private_keys=")
-        if not self._broker.using(wallet).can_decrypt:
-            raise ConfigError(f"the signer of {wallet} can't decrypt, so the model couldn't be opened", hint=_LOCAL_KEY)
-        provider = parse_address(spec.provider) if spec.provider else None
-        inference = parse_address(spec.inference_provider) if spec.inference_provider else None
-        return dataclasses.replace(spec, wallet=wallet, provider=provider, inference_provider=inference), wallet
+        wallets = [parse_address(wallet, what="wallet") for wallet in spec.wallets or (spec.wallet or "",) if wallet]
+        for wallet in wallets or [self._broker.address]:
+            if wallet not in self._broker.wallets:
+                hint = "Pass it to create_broker as private_keys="
+                raise ConfigError(f"the broker has no key for {wallet}", hint=hint)
+            if not self._broker.using(wallet).can_decrypt:
+                why = f"the signer of {wallet} can't decrypt, so the model couldn't be opened"
+                raise ConfigError(why, hint=_LOCAL_KEY)
+        return dataclasses.replace(
+            spec,
+            wallet=None if spec.wallets else (*wallets, self._broker.address)[0],
+            wallets=tuple(wallets) if spec.wallets else (),
+            provider=parse_address(spec.provider) if spec.provider else None,
+            inference_provider=parse_address(spec.inference_provider) if spec.inference_provider else None,
+        )
 
-    def _job_id(self, spec: JobSpec, wallet: Address) -> JobId:
+    def _job_id(self, spec: JobSpec) -> JobId:
         """With a key the id follows from it, so that a job that was lost gets the same outbox keys again."""
         if spec.key is None:
             return JobId(f"job-{uuid.uuid4().hex[:20]}")
         chain = self._broker.chain
-        text = "\n".join((str(chain.chain_id), chain.genesis_hash, wallet, spec.key))
+        text = "\n".join((str(chain.chain_id), chain.genesis_hash, spec.wallet or "any", spec.key))
         return JobId(f"job-{hashlib.sha256(text.encode()).hexdigest()[:20]}")
 
-    async def _left_traces(self, job_id: JobId, wallet: Address) -> bool:
-        """Say whether the outbox knows a job that the journal doesn't: then the journal was lost, not the job."""
-        try:
-            return await self._broker.chain.recall(first_key(job_id), wallet=wallet) is not None
-        except ContractRevertedError:
-            return True
+    async def _traces(self, job_id: JobId, spec: JobSpec) -> tuple[Address, ...]:
+        """Return wallets whose outbox knows a job that the journal doesn't: the journal was lost, not the job."""
+        found: list[Address] = []
+        for wallet in () if spec.key is None else spec.wallets or (spec.wallet,):
+            try:
+                if await self._broker.chain.recall(first_key(job_id), wallet=Address(str(wallet))) is not None:
+                    found.append(Address(str(wallet)))
+            except ContractRevertedError:
+                found.append(Address(str(wallet)))
+        return tuple(found)
 
     def _same(self, state: JobState, spec: JobSpec) -> "JobHandle":
-        if state.spec is None or not _is_same(state.spec, spec):
+        if state.spec is None or not is_same(state.spec, spec):
             raise ConfigError(
                 f"the key {spec.key!r} belongs to job {state.job_id}, which has another specification",
                 hint="Use another key, or the same specification",
@@ -464,12 +483,6 @@ class JobRunner:
 
 _MAX_WARNINGS: Final = 20
 _LOCAL_KEY: Final = "Use a local key or keystore for the wallet that orders the model"
-
-
-def _is_same(one: JobSpec, other: JobSpec) -> bool:
-    """Compare normalised specifications; parameters by value: another version may have spelled them otherwise."""
-    params = [json.loads(str(spec.training_params)) for spec in (one, other)]
-    return params[0] == params[1] and dataclasses.replace(one, training_params=other.training_params) == other
 
 
 class JobHandle:

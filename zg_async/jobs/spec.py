@@ -4,7 +4,7 @@ import dataclasses
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -37,6 +37,8 @@ class JobSpec:
     """Fine-tuning provider; None: the best free one."""
     wallet: str | None = None
     """One of the broker's wallets; None: its first."""
+    wallets: Sequence[str] = ()
+    """Instead of `wallet`: wallets of the broker of which the one with the fewest unfinished jobs takes it."""
     inference_provider: str | None = None
     """Where to deploy; None: at the fine-tuning provider, the only one that learns of the adapter by itself."""
     budget: Amount | None = None
@@ -114,6 +116,8 @@ def normalise(spec: JobSpec) -> JobSpec:
         seconds = getattr(spec, name)
         if seconds is not None and (type(seconds) not in (int, float) or not 0 < seconds < float("inf")):
             raise ConfigError(f"{name} has to be a positive number of seconds")
+    if spec.wallets and spec.wallet is not None:
+        raise ConfigError("a job has wallet or wallets, not both")
     if spec.require_verified:
         require_tee()
     dataset = spec.dataset_root or str(Path(spec.dataset).expanduser().absolute())
@@ -128,6 +132,7 @@ def normalise(spec: JobSpec) -> JobSpec:
         inference_budget=_amount("inference_budget", spec.inference_budget),
         batch_max_spend=_amount("batch_max_spend", spec.batch_max_spend),
         labels=dict(spec.labels),
+        wallets=tuple(spec.wallets),
         stages=check_policies(spec.stages),
     )
 
@@ -140,9 +145,17 @@ def _amount(name: str, amount: Amount | None) -> int | None:
 
 
 def is_same(one: JobSpec, other: JobSpec) -> bool:
-    """Compare normalised specifications; parameters count by value: another version may have spelled them otherwise."""
+    """Compare normalised specifications; parameters count by value: another version may have spelled them otherwise.
+
+    Of wallets it counts only whether there is one or a choice: with a key, the job stays with the one that took it.
+    """
     params = [json.loads(str(spec.training_params)) for spec in (one, other)]
-    return params[0] == params[1] and dataclasses.replace(one, training_params=other.training_params) == other
+    rest: dict[str, Any] = {"training_params": other.training_params, "wallets": other.wallets}
+    if one.wallets and other.wallets:
+        rest["wallet"] = other.wallet
+    elif one.wallets or other.wallets:
+        return False
+    return params[0] == params[1] and dataclasses.replace(one, **rest) == other
 
 
 def check_output(output_dir: str | os.PathLike[str]) -> None:
@@ -193,6 +206,7 @@ def spec_from_json(value: Mapping[str, Any]) -> JobSpec:
         ValueError: It is not a specification.
     """
     known = {f.name: value[f.name] for f in dataclasses.fields(JobSpec) if f.name in value}
+    known["wallets"] = tuple(known.get("wallets") or ())
     amounts = {name: int(known[name]) for name in _AMOUNTS if known.get(name) is not None}
     try:
         return JobSpec(**(known | amounts))

@@ -21,12 +21,19 @@ def _is_funded(state: JobState) -> bool:
 
 
 STAGES: Final = (
-    Stage(name="choose_provider", run=choose_provider, is_done=lambda s: s.terms is not None, needs_turn=False),
+    Stage(
+        name="choose_provider",
+        run=choose_provider,
+        is_done=lambda s: s.terms is not None,
+        needs_turn=False,
+        keeps_turn=True,
+    ),
     Stage(
         name="estimate",
         run=estimate,
         is_done=lambda s: s.estimate is not None or bool(s.funded) or s.task_id is not None,
         needs_turn=False,
+        keeps_turn=True,
     ),
     Stage(name="fund", run=fund, is_done=_is_funded, can_interrupt=False),
     Stage(

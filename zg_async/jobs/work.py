@@ -45,6 +45,8 @@ class Work:
     """Bound to the job's wallet."""
     state: JobState
     scheduler: Scheduler
+    is_plan: bool = False
+    """Whether nothing is done, so no turn is taken."""
 
     @property
     def spec(self) -> JobSpec:

@@ -17,6 +17,7 @@ from zg_async.errors import (
     UnfinishedTaskError,
     ZgError,
 )
+from zg_async.managers.account_room import AccountRoom
 from zg_async.managers.context import Context
 from zg_async.managers.retrieving import OpenTasks, Retrieval, open_pairs, standing
 from zg_async.managers.services import LedgerLimits, ServiceType
@@ -175,6 +176,19 @@ class LedgerManager:
         contract: Any = self._services.fine_tuning if service_type == "fine-tuning" else self._services.inference
         first = await self._ctx.chain.call(contract.get_accounts_by_user(self._ctx.wallet, 0, _PAGE))
         return tuple(row for row in await self._rest(contract, first) if row.balance > 0)
+
+    async def get_account_room(self, service_type: ServiceType) -> AccountRoom:
+        """Read where the wallet has sub-accounts of one service type, and how many more it may open.
+
+        Args:
+            service_type: `"fine-tuning"` or `"inference"`.
+        """
+        await self._services.full_name(service_type)
+        contract: Any = self._services.fine_tuning if service_type == "fine-tuning" else self._services.inference
+        wallet, limits = self._ctx.wallet, await self.get_limits()
+        rows = await self._rest(contract, await self._ctx.chain.call(contract.get_accounts_by_user(wallet, 0, _PAGE)))
+        providers = frozenset(row.provider for row in rows)
+        return AccountRoom(wallet=wallet, service_type=service_type, providers=providers, most=limits.max_providers)
 
     # ---- between wallet and ledger
 
@@ -456,6 +470,7 @@ class LedgerManager:
 
         Raises:
             InsufficientGasFundsError: The wallet can't pay value, gas and the gas it has to keep back.
+            LimitError: It has sub-accounts at as many other providers as the contract takes.
         """
         required, address = parse_amount(amount), parse_address(provider, what="provider")
         name = await self._services.full_name(service_type)
@@ -465,6 +480,9 @@ class LedgerManager:
         available = after.left if after is not None else ledger.available_balance if ledger is not None else None
         missing = max(required - (account.spendable if account else 0), 0)
         if account is None:
+            if check:
+                kind: ServiceType = "inference" if service_type == "inference" else "fine-tuning"
+                (await self.get_account_room(kind)).require(address)
             missing = max(missing, limits.min_transfer_amount)
         steps: list[FundingStep] = []
         if missing:

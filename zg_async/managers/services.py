@@ -27,6 +27,8 @@ class LedgerLimits:
     min_transfer_amount: int
     """The least a new sub-account gets."""
     max_providers_per_batch: int
+    max_providers: int
+    """Sub-accounts of one wallet with one service type, at most."""
 
 
 class ServiceDirectory:
@@ -95,6 +97,7 @@ class ServiceDirectory:
                     self.ledger.min_account_balance(),
                     self.ledger.min_transfer_amount(),
                     self.ledger.max_providers_per_batch(),
+                    self.ledger.max_providers_per_user_per_service(),
                 ]
             )
             for value in values:

@@ -69,6 +69,8 @@ class SpendLimits:
     """Most that may be gone for one job: fee and gas. `JobSpec.max_spend` can only lower it."""
     per_day: Amount | None = None
     """Most that may be gone within any 24 hours, over all wallets."""
+    wallet_per_day: Amount | None = None
+    """Most that may be gone within any 24 hours for any one wallet."""
     bound_per_day: Amount | None = None
     """Most that may be deposited, and most that may be transferred to sub-accounts, within any 24 hours."""
     consent: Consent | None = None
@@ -80,7 +82,7 @@ class SpendLimits:
     @property
     def is_capped(self) -> bool:
         """Whether what may be gone has a bound."""
-        return self.per_job is not None or self.per_day is not None
+        return self.per_job is not None or self.per_day is not None or self.wallet_per_day is not None
 
 
 def money_of(name: str, data: bytes, value: int) -> tuple[Money, Address | None]:
@@ -162,13 +164,14 @@ class Budget:
         self._per_call = _limit("per_call", self.limits.per_call)
         self._per_job = _limit("per_job", self.limits.per_job)
         self._per_day = _limit("per_day", self.limits.per_day)
+        self._per_wallet = _limit("wallet_per_day", self.limits.wallet_per_day)
         self._bound = _limit("bound_per_day", self.limits.bound_per_day)
         self._totals: dict[Address, Totals] = {}
         self._caps: dict[str, int] = {}
         self._batch_of: dict[str, str] = {}
         self._batch_caps: dict[str, int] = {}
         self._jobs_of: dict[str, set[str]] = {}
-        self._held: dict[int, tuple[str, Money]] = {}
+        self._held: dict[int, tuple[str, Money, Address | None]] = {}
         self._hold_count = 0
         self._asking = anyio.Lock()
         self._agreed: set[Address] = set()
@@ -176,7 +179,7 @@ class Budget:
     @property
     def is_set(self) -> bool:
         """Whether there is any limit, so that fees have to be counted."""
-        fixed = (self._per_call, self._per_job, self._per_day, self._bound)
+        fixed = (self._per_call, self._per_job, self._per_day, self._per_wallet, self._bound)
         return bool(self._caps or self._batch_caps) or any(limit is not None for limit in fixed)
 
     def watch(self, wallet: Address, totals: Totals) -> None:
@@ -194,40 +197,50 @@ class Budget:
 
     def gone(self, job: str) -> int:
         """Return what is gone or reserved for a job, over all wallets."""
-        held = sum(money.gone for key, money in self._held.values() if group_of(key) == job)
+        held = sum(money.gone for key, money, _ in self._held.values() if group_of(key) == job)
         return held + sum(totals.gone(job) for totals in self._totals.values())
 
     def today(self) -> Money:
         """Return what was spent or reserved within the last 24 hours, over all wallets."""
         total = Money()
-        for _, money in self._held.values():
+        for _, money, _ in self._held.values():
             total = total.plus(money)
-        since = self._clock.now() - _DAY_MINUTES * _MINUTE
         for totals in self._totals.values():
-            total = total.plus(totals.since(since))
+            total = total.plus(totals.since(self._day_ago()))
         return total
 
+    def today_of(self, wallet: Address) -> Money:
+        """Return what was spent or reserved within the last 24 hours for one wallet."""
+        total = self._totals[wallet].since(self._day_ago()) if wallet in self._totals else Money()
+        for _, money, owner in self._held.values():
+            total = total.plus(money) if owner == wallet else total
+        return total
+
+    def _day_ago(self) -> float:
+        return self._clock.now() - _DAY_MINUTES * _MINUTE
+
     @contextlib.contextmanager
-    def hold(self, key: str, money: Money) -> Iterator[None]:
+    def hold(self, key: str, money: Money, wallet: Address | None = None) -> Iterator[None]:
         """Reserve something while it is being recorded.
 
         Args:
             key: The effect it belongs to.
             money: What it adds, at most.
+            wallet: Who pays.
 
         Raises:
             LimitError: It would break a limit. Nothing was signed.
         """
-        self._check(key, money)
+        self._check(key, money, wallet)
         self._hold_count += 1
         number = self._hold_count
-        self._held[number] = (key, money)
+        self._held[number] = (key, money, wallet)
         try:
             yield
         finally:
             del self._held[number]
 
-    def _check(self, key: str, money: Money) -> None:
+    def _check(self, key: str, money: Money, wallet: Address | None) -> None:
         if not self.is_set:
             return
         _require("per_call", self._per_call, sum(money), "this alone")
@@ -239,6 +252,9 @@ class Budget:
             if (batch := self._batch_of.get(job)) is not None:
                 spent = sum(map(self.gone, self._jobs_of[batch]))
                 _require("max_spend of the batch", self._batch_caps[batch], spent + money.gone, f"batch {batch}")
+        if self._per_wallet is not None and wallet is not None and money.gone:
+            spent = self.today_of(wallet).gone
+            _require("wallet_per_day", self._per_wallet, spent + money.gone, f"the last 24 hours of {wallet}")
         if self._per_day is None and self._bound is None:
             return
         total = self.today().plus(money)

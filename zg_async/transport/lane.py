@@ -222,7 +222,7 @@ class Lane:
             max_priority_fee_per_gas=price.fees.max_priority_fee_per_gas,
         )
         money, _ = money_of(call.name, call.data, call.value)
-        with parts.budget.hold(key, money.plus(Money(gone=price.gas * price.fees.max_fee_per_gas))):
+        with parts.budget.hold(key, money.plus(Money(gone=price.gas * price.fees.max_fee_per_gas)), self.wallet):
             signed = await self.signed(transaction)
             entry = signed_entry(
                 transaction,
@@ -248,7 +248,7 @@ class Lane:
             if before == amount:
                 return
             free = settled or amount < before
-            with contextlib.nullcontext() if free else parts.budget.hold(key, Money(gone=amount - before)):
+            with contextlib.nullcontext() if free else parts.budget.hold(key, Money(gone=amount - before), self.wallet):
                 entry = charge_entry(key=key, amount=amount, at=parts.clock.now(), height=book.height + 1)
                 if await parts.outbox.append(self.id, [entry]):
                     return

@@ -268,7 +268,7 @@ class Monitor:
         )
         more = row.gas * (fees.max_fee_per_gas - max(version.max_fee_per_gas for version in row.versions))
         try:
-            with parts.budget.hold(row.key, Money(gone=max(more, 0))):
+            with parts.budget.hold(row.key, Money(gone=max(more, 0)), self._lane.wallet):
                 signed = await self._lane.signed(transaction)
                 entry = version_entry(row, transaction, signed, at=parts.clock.now())
                 is_new = await parts.outbox.append(self._lane.id, [entry])
