@@ -12,11 +12,10 @@ from zg_async.cli.ledger import receipt_fields
 from zg_async.cli.opening import HERE, PAYING, Paying, Where, open_broker
 from zg_async.cli.output import UNIT, coins, emit, note, table, tick
 from zg_async.cli.params import AnyProvider, DataPath, Infer, Invalid, Model, OutputDir, Provider
-from zg_async.text import printable
+from zg_async.cli.verification_view import on_log, verification_end
 
 if TYPE_CHECKING:
     from zg_async.managers.tokens import TokenCount
-    from zg_async.managers.verification_record import ServiceVerification
     from zg_async.wire.records import ModelCatalogue
 
 _FOOTNOTE = "Prices are per token today; the heading is that of the first release."
@@ -90,7 +89,7 @@ async def verify(
     """
     async with open_broker(where, wallet=False) as broker:
         result = await broker.fine_tuning.verify_service(
-            provider, output_dir, lambda line: note(where, printable(line, limit=500)), accept_changes=accept_changes
+            provider, output_dir, on_log(where), accept_changes=accept_changes
         )
     return verification_end(where, result)
 
@@ -184,20 +183,6 @@ async def remove_service(*, where: Paying = PAYING) -> None:
 
 
 # --- what they share --------------------------------------------------------------------------------------------------
-
-
-def verification_end(where: Where, result: "ServiceVerification") -> int:
-    """Show what was verified, and return the exit code."""
-    fields = result.to_json()
-    fields["service"] = fields.pop("kind")
-    rows = [(check.name, check.outcome, check.reason) for check in result.checks]
-    emit(
-        where,
-        "verification",
-        {**fields, "summary": result.summary(), "files": result.files},
-        lambda: [table(rows, ("Check", "Outcome", "Reason")), printable(result.summary(), limit=1000)],
-    )
-    return 0 if result.verified else 5
 
 
 def count_fields(count: "TokenCount") -> dict[str, object]:

@@ -11,6 +11,7 @@ from zg_async.cli.ledger import receipt_fields
 from zg_async.cli.opening import HERE, PAYING, Paying, Where, open_broker
 from zg_async.cli.output import coins, confirm, emit, note, table, tick, to_plain
 from zg_async.cli.params import AnyModel, Invalid, OutputDir, Provider
+from zg_async.cli.verification_view import on_log, verification_end
 from zg_async.errors import AccountNotFoundError
 from zg_async.text import printable
 from zg_async.units import format_amount
@@ -95,11 +96,9 @@ async def verify(
         accept_changes: Take over what differs from the last time.
         where: Network, wallet and output.
     """
-    from zg_async.cli.fine_tuning import verification_end
-
     async with open_broker(where, wallet=False) as broker:
         result = await broker.inference.verify_service(
-            provider, output_dir, lambda line: note(where, printable(line, limit=500)), accept_changes=accept_changes
+            provider, output_dir, on_log(where), accept_changes=accept_changes
         )
     return verification_end(where, result)
 

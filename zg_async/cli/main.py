@@ -50,7 +50,7 @@ COMMANDS: Final[tuple[tuple[str, str], ...]] = (
     ("fine-tuning cancel-task", "tasks:cancel_task"),
     ("fine-tuning list-tasks", "tasks:list_tasks"),
     ("fine-tuning get-task", "tasks:get_task"),
-    ("fine-tuning get-log", "tasks:get_log"),
+    ("fine-tuning get-log", "task_view:get_log"),
     ("fine-tuning acknowledge-model", "deliveries:acknowledge_model"),
     ("fine-tuning acknowledge-deliverable", "deliveries:acknowledge_deliverable"),
     ("fine-tuning decrypt-model", "deliveries:decrypt_model"),

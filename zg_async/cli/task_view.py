@@ -4,6 +4,7 @@ import contextlib
 import datetime as dt
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
@@ -11,7 +12,7 @@ import anyio
 from cyclopts import Parameter
 
 from zg_async.cli.opening import HERE, Where, open_broker
-from zg_async.cli.output import moment, print_json, to_plain
+from zg_async.cli.output import emit, moment, print_json, to_plain
 from zg_async.cli.params import AnyTask, Provider
 from zg_async.cli.render import duration_text, short, sparkline
 from zg_async.cli.tasks import task_id_of
@@ -116,6 +117,35 @@ async def wait(
     else:
         print(text)
     return 1 if exit_status and until is None and text in ("Failed", "Cancelled") else 0
+
+
+async def get_log(
+    *,
+    provider: Provider,
+    task: AnyTask = None,
+    follow: Annotated[bool, Parameter(name=("--follow", "-f"))] = False,
+    tail: int | None = None,
+    output: Path | None = None,
+    where: Where = HERE,
+) -> None:
+    """Print a task's log.
+
+    Args:
+        provider: The provider's address.
+        task: The task's id. Default: the newest.
+        follow: Go on until the task has ended.
+        tail: Only this many lines of its end.
+        output: Save the whole log to this file as well.
+        where: Network, wallet and output.
+    """
+    async with open_broker(where) as broker:
+        task_id = task or (await broker.fine_tuning.get_task(provider)).id
+        text = await broker.fine_tuning.get_log(provider, task_id, tail=tail, save_to=output)
+        if not follow:
+            lines = [printable(line, limit=4000) for line in text.splitlines()]
+            emit(where, "task_log", {"task_id": task_id, "text": text}, lambda: lines)
+            return
+        await follow_log(broker, where, provider, task_id, tail=tail)
 
 
 async def follow_log(broker: "Broker", where: Where, provider: str, task_id: str, *, tail: int | None = None) -> None:

@@ -121,37 +121,6 @@ async def get_task(*, provider: Provider, task: AnyTask = None, where: Where = H
         note(where, f"acknowledge it within {left}: zg acknowledge-model --provider {provider} --task-id {found.id}")
 
 
-async def get_log(
-    *,
-    provider: Provider,
-    task: AnyTask = None,
-    follow: Annotated[bool, Parameter(name=("--follow", "-f"))] = False,
-    tail: int | None = None,
-    output: Path | None = None,
-    where: Where = HERE,
-) -> None:
-    """Print a task's log.
-
-    Args:
-        provider: The provider's address.
-        task: The task's id. Default: the newest.
-        follow: Go on until the task has ended.
-        tail: Only this many lines of its end.
-        output: Save the whole log to this file as well.
-        where: Network, wallet and output.
-    """
-    async with open_broker(where) as broker:
-        task_id = task or (await broker.fine_tuning.get_task(provider)).id
-        text = await broker.fine_tuning.get_log(provider, task_id, tail=tail, save_to=output)
-        if not follow:
-            lines = [printable(line, limit=4000) for line in text.splitlines()]
-            emit(where, "task_log", {"task_id": task_id, "text": text}, lambda: lines)
-            return
-        from zg_async.cli.task_view import follow_log
-
-        await follow_log(broker, where, provider, task_id, tail=tail)
-
-
 # --- what they share --------------------------------------------------------------------------------------------------
 
 

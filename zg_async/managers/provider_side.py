@@ -209,20 +209,20 @@ class ProviderSide(InferenceFunds):
 
     async def _own_headers(self) -> Mapping[str, str]:
         """Prove that this wallet is the provider (inference.md 5.4)."""
-        signer = self._ctx.require_signer()
+        wallet = self._ctx.wallet
         now = int(self._ctx.clock.now() * 1000)
         raw = signing.session_token_json(
-            address=signer.address,
-            provider=signer.address,
+            address=wallet,
+            provider=wallet,
             timestamp_ms=now,
             expires_at_ms=now + _TOKEN_SECONDS * 1000,
             nonce=secrets.token_hex(16),
             generation=0,
             token_id=_OWN_TOKEN,
         )
-        signature = await signer.sign_personal(signing.session_token_hash(raw))
+        signature = await self._ctx.sign(signing.session_token_hash(raw), purpose="provider token", provider=wallet)
         return {
-            "Address": signer.address,
+            "Address": wallet,
             "Session-Token": raw,
             "Session-Signature": signing.signature_hex(signature),
         }
