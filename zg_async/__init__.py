@@ -80,6 +80,7 @@ _HOMES = {
     "zg_async.jobs.state": ("JobResult",),
     "zg_async.jobs.store": ("MemoryStore", "Store"),
     "zg_async.jobs.events": ("Event",),
+    "zg_async.logs": ("JsonLogFormatter",),
     "zg_async.managers.adapter_files": ("AdapterFolder", "describe_adapter"),
     "zg_async.managers.chat": ("ChatStream", "OpenAiConfig"),
     "zg_async.managers.dataset_sources": ("ProvidedDataset",),
@@ -246,6 +247,7 @@ if TYPE_CHECKING:
     from zg_async.jobs.state import JobResult as JobResult
     from zg_async.jobs.store import MemoryStore as MemoryStore
     from zg_async.jobs.store import Store as Store
+    from zg_async.logs import JsonLogFormatter as JsonLogFormatter
     from zg_async.managers.adapter_files import AdapterFolder as AdapterFolder
     from zg_async.managers.adapter_files import describe_adapter as describe_adapter
     from zg_async.managers.chat import ChatStream as ChatStream

@@ -5,13 +5,16 @@ different tasks), so such an object owns a `Background`, and its `aclose` cancel
 """
 
 import asyncio
-import logging
+import contextvars
 from collections.abc import Coroutine
 from typing import Any
 
 import anyio
 
-_log = logging.getLogger("zg_async.background")
+from zg_async.logs import get_logger
+from zg_async.tracing import unbound
+
+_log = get_logger("zg_async.background")
 
 
 class Background:
@@ -38,7 +41,9 @@ class Background:
         if self._closed:
             work.close()
             raise RuntimeError("closed")
-        task = asyncio.get_running_loop().create_task(work, name=name)
+        context = contextvars.copy_context()
+        context.run(unbound)  # it may serve others than who happens to start it
+        task = asyncio.get_running_loop().create_task(work, name=name, context=context)
         self._tasks.add(task)
         task.add_done_callback(self._ended)
         return Child(task)

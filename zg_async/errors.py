@@ -1,6 +1,6 @@
 """The error tree. Inner nodes are what a caller would want to catch; `*` marks those where a retry helps.
 
-ZgError                                  .code .retryable .hint .retry_after
+ZgError                                  .code .retryable .hint .retry_after .context
   ConfigError                            wrong key, unknown network, missing file
     DatasetError                         .rows   a dataset the provider would refuse or spoil
     TrainingParamsError                  .parameter
@@ -42,8 +42,11 @@ ZgError                                  .code .retryable .hint .retry_after
     JournalError                         the journal is damaged, foreign or driven by another process
 """
 
-from collections.abc import Sequence
-from typing import Any, ClassVar
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Self
+
+from zg_async.correlation import FIELDS, correlation
 
 
 class ZgError(Exception):
@@ -66,6 +69,21 @@ class ZgError(Exception):
         self.message = message
         self.hint = hint
         self.retry_after = retry_after
+        self._belongs: Mapping[str, str] = correlation()
+
+    @property
+    def context(self) -> dict[str, str]:
+        """What it belongs to, as far as known: `job_id`, `task_id`, `provider`, `request_id`."""
+        own = {name: value for name in FIELDS if isinstance(value := getattr(self, name, None), str) and value}
+        return {**self._belongs, **own}
+
+    def learn(self, fields: Mapping[str, str]) -> None:
+        """Take in what it belongs to where it doesn't know yet: called as it passes through."""
+        self._belongs = {**fields, **self._belongs}
+
+    def again(self) -> Self:
+        """Return a copy, for one more of several who wait for the same thing."""
+        return copy.copy(self)
 
     def __str__(self) -> str:
         return f"{self.message}. {self.hint}" if self.hint else self.message
@@ -315,6 +333,8 @@ class ProviderError(ZgError):
         super().__init__(message, hint=hint, retry_after=retry_after)
         self.provider = provider
         self.endpoint = endpoint
+        self.request_id: str | None = None
+        """The other side's name for the request, if it gave one."""
 
 
 class ProviderUnavailableError(ProviderError):

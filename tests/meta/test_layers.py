@@ -8,7 +8,7 @@ import pytest
 PACKAGE = pathlib.Path(__file__).parents[2] / "zg_async"
 
 LAYERS = [
-    ["errors", "units", "clock", "background", "text", "paths", "networks"],
+    ["errors", "units", "clock", "background", "text", "paths", "networks", "correlation", "logs", "tracing"],
     ["wire"],
     ["transport"],
     ["managers"],
@@ -26,6 +26,7 @@ DOORS = {
     "asyncio": {"background.py", "cli/main.py"},
     "cyclopts": {"cli/"},
     "tokenizers": {"managers/tokens.py"},
+    "opentelemetry": set(),
     "rich": {"cli/"},
 }
 

@@ -15,8 +15,35 @@ def _calls(path: pathlib.Path) -> set[str]:
     return {ast.unparse(n.func) for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Call)}
 
 
+@pytest.mark.goal("OBS-01", part="standard logging, no prints")
 def test_library_never_prints_or_prompts():
-    assert [p.name for p in LIBRARY if _calls(p) & {"print", "input", "getpass.getpass", "sys.stdout.write"}] == []
+    bad = {
+        "print",
+        "input",
+        "getpass.getpass",
+        "sys.stdout.write",
+        "sys.stderr.write",
+        "warnings.warn",
+        "pprint.pprint",
+    }
+    assert [p.name for p in LIBRARY if _calls(p) & bad] == []
+
+
+@pytest.mark.goal("OBS-01", part="standard logging, no prints")
+def test_every_logger_is_a_standard_one_with_the_filter_in_front():
+    makers = {p.relative_to(PACKAGE).as_posix() for p in PACKAGE.rglob("*.py") if "logging.getLogger" in _calls(p)}
+    assert makers == {"logs.py"}
+    users = [p for p in LIBRARY if "get_logger" in _calls(p)]
+    assert len(users) > 20
+    foreign = {"structlog", "loguru", "twisted"}
+    imports = {
+        a.name
+        for p in LIBRARY
+        for n in ast.walk(ast.parse(p.read_text()))
+        if isinstance(n, ast.Import)
+        for a in n.names
+    }
+    assert not imports & foreign
 
 
 def test_library_starts_no_process_and_evaluates_nothing():

@@ -6,7 +6,6 @@ works against any node, also one that has nothing to do with the devnet.
 
 import itertools
 import json
-import logging
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any, Final, TypeVar
 
@@ -16,6 +15,7 @@ from eth_keys.datatypes import PrivateKey
 
 from zg_async.clock import Clock, SystemClock
 from zg_async.errors import ChainUnavailableError, ContractRevertedError, RpcError, TransactionTimeoutError
+from zg_async.logs import get_logger
 from zg_async.wire.contracts import Call, revert_error
 from zg_async.wire.hashing import checksum_address, hex0x, keccak256
 from zg_async.wire.records import Address, Log, Receipt, TxHash
@@ -24,7 +24,7 @@ from zg_async.wire.signing import sign_digest
 T = TypeVar("T")
 Request = Callable[..., Awaitable[Any]]
 """Runs one JSON-RPC method: name and parameters in, result out, `ChainError` on failure."""
-_log = logging.getLogger("zg_async.devnet.chain")
+_log = get_logger("zg_async.devnet.chain")
 _RECEIPT_WAIT: Final = 120.0
 _RLP_SHORT: Final = 55
 

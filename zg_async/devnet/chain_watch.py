@@ -4,7 +4,6 @@ It asks for the newest block and, when that changed, for logs: both cost a node 
 keep it busy. The last blocks are read again each time, so that a reorg is noticed.
 """
 
-import logging
 import math
 from typing import Final
 
@@ -13,10 +12,11 @@ import anyio
 from zg_async.background import Background
 from zg_async.devnet.chain_client import ChainClient
 from zg_async.errors import ZgError
+from zg_async.logs import get_logger
 from zg_async.wire.contracts import DeliverableAcknowledged, decode_log
 from zg_async.wire.records import Address, Log
 
-_log = logging.getLogger("zg_async.devnet.watch")
+_log = get_logger("zg_async.devnet.watch")
 _OVERLAP: Final = 3
 _SPAN: Final = 5000
 _ROUNDING: Final = 2.0

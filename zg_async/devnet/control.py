@@ -38,7 +38,6 @@ Beside them, without a token, it answers what a collateral service does: see `pc
 import dataclasses
 import hmac
 import json
-import logging
 import secrets
 from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final
@@ -50,11 +49,12 @@ from zg_async.devnet.provider import ProviderNode
 from zg_async.devnet.provider_settings import Faults, update
 from zg_async.devnet.storage_control import storage_commands
 from zg_async.errors import ChainError, ConfigError
+from zg_async.logs import get_logger
 
 if TYPE_CHECKING:
     from zg_async.devnet.network import Devnet
 
-_log = logging.getLogger("zg_async.devnet.control")
+_log = get_logger("zg_async.devnet.control")
 _LIMIT: Final = 2**20
 _ON_CHAIN: Final = frozenset({"price_per_token", "models"})
 Command = Callable[[Mapping[str, Any]], Awaitable[Mapping[str, Any]]]

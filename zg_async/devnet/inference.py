@@ -1,7 +1,6 @@
 """One simulated inference provider: its server, its adapters, its bills. Source: inference.md sections 3 to 12."""
 
 import json
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -36,6 +35,7 @@ from zg_async.devnet.inference_settings import (
 )
 from zg_async.devnet.quote import build_quote
 from zg_async.errors import ZgError
+from zg_async.logs import get_logger
 from zg_async.wire.inference_api import ADAPTER_PREFIX, InvalidTokenError
 from zg_async.wire.records import Address
 
@@ -49,7 +49,7 @@ __all__ = [
     "SettlementResult",
 ]
 
-_log = logging.getLogger("zg_async.devnet.inference")
+_log = get_logger("zg_async.devnet.inference")
 QuoteSource = Callable[[bool], tuple[bytes, Mapping[str, str]]]
 """Whether the legacy layout is asked for -> the body and headers beside it."""
 _FALSE: Final = frozenset({"0", "f", "F", "false", "FALSE", "False"})

@@ -1,6 +1,5 @@
 """What users owe an inference provider, and how it collects. Source: inference.md section 9."""
 
-import logging
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import Final
@@ -9,11 +8,12 @@ import anyio
 
 from zg_async.clock import Clock
 from zg_async.devnet.inference_settings import FeeSettlement, InferenceChain, SettlementResult
+from zg_async.logs import get_logger
 from zg_async.wire.hashing import keccak256
 from zg_async.wire.records import Address
 from zg_async.wire.signing import sign_digest, tee_settlement_digest
 
-_log = logging.getLogger("zg_async.devnet.inference")
+_log = get_logger("zg_async.devnet.inference")
 MAX_ITEMS: Final = 50
 PAID: Final = 0
 PAID_IN_PART: Final = 1

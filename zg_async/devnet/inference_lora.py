@@ -6,7 +6,6 @@ loading -> ready -> loading -> active -> offloaded or archived -> loading -> act
 """
 
 import dataclasses
-import logging
 import zipfile
 from collections.abc import Awaitable, Callable, Iterator
 from functools import partial
@@ -25,10 +24,11 @@ from zg_async.devnet.inference_http import RefusedError, json_object, json_reply
 from zg_async.devnet.inference_settings import Acknowledgement, InferenceChain, InferenceSettings
 from zg_async.devnet.model import Adapter
 from zg_async.errors import ZgError
+from zg_async.logs import get_logger
 from zg_async.wire.inference_api import InvalidTokenError, adapter_name
 from zg_async.wire.records import AdapterState, Address, TaskId
 
-_log = logging.getLogger("zg_async.devnet.inference")
+_log = get_logger("zg_async.devnet.inference")
 FetchModel = Callable[[TaskId], Awaitable[Path]]
 """Returns where a task's encrypted model file lies; `OSError` or `LookupError` if there is none."""
 FIRST_LOOK_BACK: Final = 1000

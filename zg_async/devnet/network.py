@@ -5,7 +5,6 @@
 
 import contextlib
 import dataclasses
-import logging
 import shutil
 import tempfile
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
@@ -34,13 +33,14 @@ from zg_async.devnet.record import network_of
 from zg_async.devnet.storage_network import StorageNetwork, parse_shards
 from zg_async.devnet.tdx import devnet_maker
 from zg_async.errors import ConfigError, ContractRevertedError, RpcError
+from zg_async.logs import get_logger
 from zg_async.networks import Network
 from zg_async.units import NEURON_PER_0G
 from zg_async.wire.contracts import FineTuningContract, InferenceContract
 from zg_async.wire.hashing import checksum_address, keccak256
 from zg_async.wire.records import Address, TaskId
 
-_log = logging.getLogger("zg_async.devnet.network")
+_log = get_logger("zg_async.devnet.network")
 DEFAULT_PORT: Final = 8545
 CHAIN_ID: Final = 31337
 USER_BALANCE: Final = 100_000 * NEURON_PER_0G

@@ -1,7 +1,6 @@
 """A development node: JSON-RPC over HTTP POST and WebSocket, on loopback, over an embedded EVM."""
 
 import json
-import logging
 from collections.abc import Awaitable, Callable, Sequence
 from types import TracebackType
 from typing import Any
@@ -20,6 +19,7 @@ from zg_async.devnet.node_rpc import NodeRpc
 from zg_async.devnet.node_rpc_filters import Watch
 from zg_async.devnet.node_rpc_format import SERVER_ERROR, Method, RpcFailure, invalid
 from zg_async.errors import ClosedError, RpcError
+from zg_async.logs import get_logger
 from zg_async.wire.strict_json import BadJsonError, decode_json
 
 MAX_REQUEST = 8 * 2**20
@@ -27,7 +27,7 @@ _LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 _UNSENT = 4_096
 _AT_ONCE = 100
 _MOST_WATCHES = 100
-_log = logging.getLogger("zg_async.devnet.node")
+_log = get_logger("zg_async.devnet.node")
 
 
 class Node(EngineControls):

@@ -5,7 +5,6 @@ the event loop; changes are also serial among themselves, so that subscribers he
 from finished blocks (receipts, logs, block numbers) is read on the loop.
 """
 
-import logging
 import math
 from collections.abc import Callable
 from typing import TypeVar
@@ -17,9 +16,10 @@ from zg_async.background import Background, Child
 from zg_async.clock import Clock
 from zg_async.devnet.evm_records import EvmBlock, SignedTx
 from zg_async.devnet.node_chain import Change, NodeChain
+from zg_async.logs import get_logger
 
 T = TypeVar("T")
-_log = logging.getLogger("zg_async.devnet.node")
+_log = get_logger("zg_async.devnet.node")
 
 
 class NodeCore:

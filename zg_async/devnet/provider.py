@@ -1,6 +1,5 @@
 """One simulated fine-tuning provider: its key, its server, its workers, its state."""
 
-import logging
 from pathlib import Path
 
 import aiohttp
@@ -19,10 +18,11 @@ from zg_async.devnet.provider_settings import Faults, Settings
 from zg_async.devnet.provider_store import TaskStore
 from zg_async.devnet.provider_workers import Workers
 from zg_async.devnet.storage_network import StorageNetwork
+from zg_async.logs import get_logger
 from zg_async.wire.contracts import Call, FineTuningContract
 from zg_async.wire.records import Address, Quota, TaskProgress
 
-_log = logging.getLogger("zg_async.devnet.provider")
+_log = get_logger("zg_async.devnet.provider")
 QUOTA = Quota(cpu_count=8, node_memory=64, gpu_count=1, node_storage=500, gpu_type="H200")
 STAKE = 100 * 10**18
 

@@ -1,6 +1,5 @@
 """Settlement after the user's acknowledgement or the window's end, and the clean-up (fine-tuning.md 10.2, 12.1)."""
 
-import logging
 from typing import TYPE_CHECKING, Final
 
 import anyio.to_thread
@@ -8,6 +7,7 @@ import anyio.to_thread
 from zg_async.devnet.provider_rules import StepError
 from zg_async.devnet.provider_store import ProviderTask
 from zg_async.errors import ChainUnavailableError, ZgError
+from zg_async.logs import get_logger
 from zg_async.wire.envelope import ecies_encrypt
 from zg_async.wire.records import TERMINAL, TaskProgress
 from zg_async.wire.signing import settlement_digest, sign_digest
@@ -15,7 +15,7 @@ from zg_async.wire.signing import settlement_digest, sign_digest
 if TYPE_CHECKING:
     from zg_async.devnet.provider import ProviderNode
 
-_log = logging.getLogger("zg_async.devnet.settlement")
+_log = get_logger("zg_async.devnet.settlement")
 _RETRIES: Final = 10
 _DAY: Final = 86400
 _LOCK_TIME_AGE: Final = 5.0

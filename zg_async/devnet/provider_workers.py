@@ -5,7 +5,6 @@ state until its retries are used up; so progress can move backwards.
 """
 
 import json
-import logging
 import re
 import threading
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
@@ -29,6 +28,7 @@ from zg_async.devnet.provider_settlement import Settlement
 from zg_async.devnet.provider_store import ProviderTask
 from zg_async.devnet.trainer import TrainingError, TrainRow, train
 from zg_async.errors import ChainError, NotStoredError, ZgError
+from zg_async.logs import get_logger
 from zg_async.wire.records import TaskProgress
 from zg_async.wire.signing import (
     eip191_hash,
@@ -40,7 +40,7 @@ from zg_async.wire.signing import (
 if TYPE_CHECKING:
     from zg_async.devnet.provider import ProviderNode
 
-_log = logging.getLogger("zg_async.devnet.workers")
+_log = get_logger("zg_async.devnet.workers")
 _RETRIES: Final[Mapping[str, int]] = {"setup": 10, "executor": 1, "finalizer": 10}
 _DATASET_ROOT: Final = re.compile(r"0x([0-9a-f]{64})")
 _CONTAINER_OUTPUT: Final = "/app/mnt/output_model"

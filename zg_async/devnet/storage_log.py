@@ -3,7 +3,6 @@
 In order, and without those that a reorganisation took back.
 """
 
-import logging
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -12,12 +11,13 @@ import anyio
 from zg_async.background import Background
 from zg_async.devnet.chain_client import ChainClient
 from zg_async.errors import ZgError
+from zg_async.logs import get_logger
 from zg_async.wire.contracts import Submit, decode_log
 from zg_async.wire.hashing import hex0x
 from zg_async.wire.merkle import SEGMENT_CHUNKS, SubmissionNode, chunk_count, root_of_nodes, segment_count
 from zg_async.wire.records import Address
 
-_log = logging.getLogger("zg_async.devnet.storage")
+_log = get_logger("zg_async.devnet.storage")
 _OVERLAP: Final = 64
 
 

@@ -1,7 +1,6 @@
 """The stages after delivery: download, acknowledge, decrypt, deploy."""
 
 import json
-import logging
 import os
 import platform
 import shutil
@@ -31,6 +30,7 @@ from zg_async.jobs.events import (
 )
 from zg_async.jobs.window import reminders, window_of
 from zg_async.jobs.work import Work, check_terms, known, now_of
+from zg_async.logs import get_logger
 from zg_async.managers.adapter_files import describe_adapter
 from zg_async.managers.deliverables import lost_key
 from zg_async.managers.task_changes import TaskSettled
@@ -38,7 +38,7 @@ from zg_async.wire.records import (
     DownloadedModel,
 )
 
-_log = logging.getLogger("zg_async.jobs")
+_log = get_logger("zg_async.jobs")
 
 DEPLOY_SECONDS: Final = 600
 KEY_WAIT_SECONDS: Final = 6 * 3600.0

@@ -2,13 +2,13 @@
 
 import dataclasses
 import datetime as dt
-import logging
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Final
 
 import anyio
 
 from zg_async.clock import Clock
+from zg_async.correlation import bind, correlated
 from zg_async.errors import (
     AttestationError,
     ClosedError,
@@ -44,12 +44,14 @@ from zg_async.jobs.store import Store
 from zg_async.jobs.training import charge
 from zg_async.jobs.window import window_of
 from zg_async.jobs.work import Stage, Work
+from zg_async.logs import get_logger
 from zg_async.managers.watch import wait_any
+from zg_async.tracing import span
 
 if TYPE_CHECKING:
     from zg_async.broker import Broker
 
-_log = logging.getLogger("zg_async.jobs")
+_log = get_logger("zg_async.jobs")
 
 FIRST_WAIT: Final = 2.0
 LONGEST_WAIT: Final = 300.0
@@ -160,6 +162,13 @@ class Driver:
 
     async def _step(self, stage: Stage) -> None:
         """Run one stage once; what goes wrong becomes an event."""
+        with correlated(**self._belongs()):
+            await self._take_step(stage)
+
+    def _belongs(self) -> dict[str, str | None]:
+        return {"job_id": self.job_id, "provider": self.state.provider, "task_id": self.state.task_id}
+
+    async def _take_step(self, stage: Stage) -> None:
         seq = self.state.seq
         try:
             with anyio.CancelScope() as scope:
@@ -191,10 +200,11 @@ class Driver:
 
     async def _run_stage(self, stage: Stage) -> None:
         timeout = policy_of(self.work.spec.stages, stage.name).timeout
-        with anyio.move_on_after(timeout) as limit:
+        with anyio.move_on_after(timeout) as limit, span("zg.stage", stage=stage.name):
             async with aclosing(stage.run(self.work)) as events:
                 async for event in events:
                     await self.commit(event)
+                    bind(**self._belongs())
         if limit.cancelled_caught:
             raise ProviderUnavailableError(f"{stage.name} took longer than {timeout:g} s", hint="Raise its timeout")
 

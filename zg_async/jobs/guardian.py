@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 import anyio
 
+from zg_async.correlation import correlated
 from zg_async.errors import ZgError
 from zg_async.jobs.driver import Driver, now
 from zg_async.jobs.events import JobResumed, JobSubmitted, JobWarned, TaskAdopted
@@ -22,6 +23,7 @@ from zg_async.jobs.spec import JobSpec
 from zg_async.jobs.state import JobState, JobStatus, fold
 from zg_async.jobs.store import Store
 from zg_async.jobs.window import window_of
+from zg_async.logs import get_logger
 from zg_async.managers.ledger import GAS_ACKNOWLEDGE, GAS_RETRIEVE
 from zg_async.managers.open_tasks import OpenTask, OpenTasks
 from zg_async.units import format_amount
@@ -30,7 +32,7 @@ from zg_async.wire.records import Address, FineTuningService, JobId, RootHash, T
 if TYPE_CHECKING:
     from zg_async.broker import Broker
 
-_log = logging.getLogger("zg_async.guardian")
+_log = get_logger("zg_async.guardian")
 
 LOOK_SECONDS: Final = 30.0
 """Between two looks; providers look for acknowledgements once a minute."""
@@ -130,13 +132,15 @@ class Guardian:
         window = window_of(state)
         if state.failure.stage not in _BEFORE_DELIVERY and window is not None and self._now() < window.last_call:
             return
-        _log.warning("job %s failed with its delivery open; resuming it", state.job_id)
+        with correlated(job_id=state.job_id, task_id=task.task_id, provider=state.provider):
+            _log.warning("job %s failed with its delivery open; resuming it", state.job_id)
         self._start(fold(await self._store.append(state.job_id, JobResumed(at=self._now())), state))
 
     async def _adopt(self, wallet: Address, task: OpenTask) -> None:
         service = task.service
         if service is None:
-            _log.warning("task %s of %s: its provider is not registered any more", task.task_id, wallet)
+            with correlated(task_id=task.task_id, provider=task.provider):
+                _log.warning("task %s of %s: its provider is not registered any more", task.task_id, wallet)
             return
         job_id = adopted_id(self._broker.chain.genesis_hash, wallet, task.task_id)
         if events := await self._store.read(job_id):
@@ -156,7 +160,8 @@ class Guardian:
         at = self._now()
         events = await self._store.create(job_id, *(dataclasses.replace(e, at=at) for e in (submitted, adopted))) or ()
         if events:
-            _log.warning("task %s at %s is nobody's; guarding it as %s", task.task_id, service.provider, job_id)
+            with correlated(job_id=job_id, task_id=task.task_id, provider=service.provider):
+                _log.warning("task %s at %s is nobody's; guarding it as %s", task.task_id, service.provider, job_id)
             self._owners[task.task_id] = job_id
             self._start(fold(events))
 

@@ -6,7 +6,6 @@ goes on. Nothing depends on clean-up.
 
 import dataclasses
 import hashlib
-import logging
 import signal
 import uuid
 from collections import deque
@@ -17,6 +16,7 @@ import anyio
 import anyio.to_thread
 
 from zg_async.background import Background
+from zg_async.correlation import correlated
 from zg_async.errors import (
     ClosedError,
     ConfigError,
@@ -40,6 +40,7 @@ from zg_async.jobs.state import JobResult, JobState, JobStatus, apply, fold
 from zg_async.jobs.store import Owner, Store
 from zg_async.jobs.wallet_pool import WalletPool
 from zg_async.jobs.work import Work
+from zg_async.logs import get_logger
 from zg_async.managers.dataset import require_usable
 from zg_async.managers.tokens import count_tokens
 from zg_async.wire.hashing import parse_address
@@ -49,7 +50,7 @@ if TYPE_CHECKING:
     from zg_async.broker import Broker
     from zg_async.managers.diagnosis import Diagnosis
 
-_log = logging.getLogger("zg_async.jobs")
+_log = get_logger("zg_async.jobs")
 
 
 class JobRunner:
@@ -391,13 +392,14 @@ class JobRunner:
 
     async def _drive(self, driver: Driver) -> None:
         try:
-            with driver.stopping:
+            with driver.stopping, correlated(job_id=driver.job_id):
                 await driver.run()
         except (
             JournalError,
             ClosedError,
         ) as error:  # what can't be recorded isn't done: the job waits for a better day
-            _log.error("job %s stopped: %s", driver.job_id, error)
+            with correlated(**error.context):
+                _log.error("job %s stopped: %s", driver.job_id, error)
             self._stopped[driver.job_id] = error
         finally:
             if driver.failure is not None:
@@ -408,9 +410,11 @@ class JobRunner:
 
     async def _mind_limits(self, driver: Driver) -> None:
         try:
-            await driver.mind_limits()
+            with correlated(job_id=driver.job_id):
+                await driver.mind_limits()
         except (JournalError, ClosedError) as error:  # the driver meets the same
-            _log.debug("the limits of job %s are minded no more: %s", driver.job_id, error)
+            with correlated(**error.context):
+                _log.debug("the limits of job %s are minded no more: %s", driver.job_id, error)
 
     async def _hold(self) -> None:
         """Begin to drive when the process that did has died or hangs; stop when another one took over."""
@@ -530,17 +534,18 @@ class JobHandle:
             state = events.state
         if state.status is JobStatus.SUCCEEDED and state.result is not None:
             return state.result
-        if state.failure is not None:
-            failure = state.failure
-            raise JobFailedError(
-                f"job {self.id} failed in {failure.stage}: {failure.message}",
-                job_id=self.id,
-                stage=failure.stage,
-                error_code=failure.code,
-                hint=failure.hint,
-            ) from self._runner._failures.get(self.id)
-        why = f": {state.cancel_reason}" if state.cancel_reason else ""
-        raise JobCancelledError(f"job {self.id} was cancelled{why}")
+        with correlated(job_id=self.id, task_id=state.task_id, provider=state.provider):
+            if state.failure is not None:
+                failure = state.failure
+                raise JobFailedError(
+                    f"job {self.id} failed in {failure.stage}: {failure.message}",
+                    job_id=self.id,
+                    stage=failure.stage,
+                    error_code=failure.code,
+                    hint=failure.hint,
+                ) from self._runner._failures.get(self.id)
+            why = f": {state.cancel_reason}" if state.cancel_reason else ""
+            raise JobCancelledError(f"job {self.id} was cancelled{why}")
 
     async def cancel(self) -> bool:
         """Stop the job: at once before its task exists, else if the provider agrees: until training starts.

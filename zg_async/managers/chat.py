@@ -12,6 +12,7 @@ from zg_async.errors import ClosedError, ConfigError, ProviderReplyError, ZgErro
 from zg_async.managers.inference_calls import InferenceCalls, Request, json_request
 from zg_async.managers.inference_funds import fee_of_chat
 from zg_async.managers.inference_services import Verify
+from zg_async.tracing import observed
 from zg_async.transport.answers import Answer
 from zg_async.wire import inference_api
 from zg_async.wire.records import ChatAnswer, InferenceService
@@ -170,6 +171,7 @@ class ChatStream:
         )
 
 
+@observed("inference")
 class InferenceChat(InferenceCalls):
     """Requests, and chat on top of them."""
 

@@ -1,6 +1,5 @@
 """Datasets: checked in one pass over the file, sent into a provider's TEE, and the hash compared on both sides."""
 
-import logging
 import os
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ import anyio
 import anyio.to_thread
 
 from zg_async.errors import DatasetError, HashMismatchError
+from zg_async.logs import get_logger
 from zg_async.managers.provider_client import ProviderClient
 from zg_async.text import printable
 from zg_async.transport.files import SourceFile, shown
@@ -23,7 +23,7 @@ from zg_async.wire.rows import MAX_TEE_SIZE, DatasetChecker, DatasetReport, RowI
 EXTENSIONS: Final = (".jsonl", ".json")
 """Endings of file names that providers take."""
 _SHOWN: Final = 3
-_log = logging.getLogger("zg_async.dataset")
+_log = get_logger("zg_async.dataset")
 
 
 async def check_dataset(

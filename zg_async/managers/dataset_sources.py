@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import logging
 import os
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -13,6 +12,7 @@ import anyio.to_thread
 
 from zg_async.clock import Clock
 from zg_async.errors import ConfigError, FeeCapError, StorageError, ZgError
+from zg_async.logs import get_logger
 from zg_async.managers.dataset import check_dataset, require_usable
 from zg_async.managers.model_sources import TEE, ZG_STORAGE, Method, check_method
 from zg_async.managers.storage import StorageManager
@@ -26,7 +26,7 @@ KEPT_SECONDS: Final = 72 * 3600.0
 _MARGIN: Final = 12 * 3600.0
 """A task may wait in the provider's queue before it reads the dataset."""
 _BOOK_LIMIT: Final = 4 * 2**20
-_log = logging.getLogger("zg_async.dataset")
+_log = get_logger("zg_async.dataset")
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,7 +4,6 @@ Nothing is acknowledged unverified unless the caller says so.
 """
 
 import dataclasses
-import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,6 +20,7 @@ from zg_async.errors import (
     ProviderUnavailableError,
     TaskFailedError,
 )
+from zg_async.logs import get_logger
 from zg_async.managers import delivery
 from zg_async.managers.context import Context
 from zg_async.managers.diagnosis import Diagnosis, diagnose
@@ -30,6 +30,7 @@ from zg_async.managers.provider_client import ProviderClient
 from zg_async.managers.recovery import Recovery, recover
 from zg_async.managers.task_changes import TaskChange, TaskStateChanged
 from zg_async.managers.watch import LogFollow, TaskWatch, WatchHub
+from zg_async.tracing import observed
 from zg_async.wire import provider_api, signing
 from zg_async.wire.hashing import hex0x, parse_address
 from zg_async.wire.records import (
@@ -47,7 +48,7 @@ from zg_async.wire.records import (
 
 DownloadMethod = Method
 
-_log = logging.getLogger("zg_async.fine_tuning")
+_log = get_logger("zg_async.fine_tuning")
 _ORDER: Final = tuple(TaskProgress)
 _NOT_READY: Final = 409
 _LOOKS: Final = 60
@@ -94,6 +95,7 @@ class DeliveredModel:
     """What was unpacked, relative to `adapter_dir`."""
 
 
+@observed("fine_tuning")
 class Deliverables:
     """What a wallet does with deliveries; the base of the fine-tuning manager."""
 

@@ -43,6 +43,7 @@ from zg_async.managers.training_params import TrainingParamsSource, read_trainin
 from zg_async.managers.verification import OnLog
 from zg_async.managers.verification_record import ServiceVerification
 from zg_async.text import printable
+from zg_async.tracing import observed
 from zg_async.units import format_amount
 from zg_async.wire import provider_api, signing
 from zg_async.wire.attestation import QuoteReport, check_quote
@@ -92,6 +93,7 @@ class TaskPreflight:
             raise error
 
 
+@observed("fine_tuning")
 class FineTuningManager(Deliverables):
     """Fine-tuning with one wallet."""
 

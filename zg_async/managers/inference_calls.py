@@ -24,6 +24,7 @@ from zg_async.errors import (
 from zg_async.managers.context import Context
 from zg_async.managers.inference_funds import InferenceFunds, is_short_of_funds
 from zg_async.managers.inference_services import InferencePolicy, Verify
+from zg_async.tracing import observed
 from zg_async.transport.answers import Answer
 from zg_async.transport.key_book import KeyBook
 from zg_async.transport.retry import RetryPolicy, retry
@@ -75,6 +76,7 @@ def checked(request: Request) -> Request:
     return request
 
 
+@observed("inference")
 class InferenceCalls(InferenceFunds):
     """Services, tokens and funds, and requests."""
 

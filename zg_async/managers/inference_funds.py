@@ -5,16 +5,17 @@ Money moves in `ensure_funds`, and by itself only where an `AutoFunding` policy 
 
 import contextlib
 import dataclasses
-import logging
 from typing import Any, Final
 
 import anyio
 
 from zg_async.errors import ContractRevertedError, LimitError, ProviderError, ZgError
+from zg_async.logs import get_logger
 from zg_async.managers.context import Context
 from zg_async.managers.inference_services import AutoFunding, InferencePolicy
 from zg_async.managers.inference_tokens import InferenceTokens
 from zg_async.managers.ledger import LedgerManager
+from zg_async.tracing import observed
 from zg_async.transport.key_book import KeyBook
 from zg_async.units import format_amount, parse_amount
 from zg_async.wire import billing
@@ -26,7 +27,7 @@ BUFFER_MULTIPLIER: Final = 2
 """The peers' buffer: this many times the smallest transfer, which is also the least a provider wants to see locked
 (1 0G: MIN_TRANSFER_AMOUNT of the ledger, MinimumLockedBalance of the provider)."""
 _UNSETTLED_LIMIT: Final = 16 * 1024
-_log = logging.getLogger("zg_async.inference")
+_log = get_logger("zg_async.inference")
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +58,7 @@ class Funds:
     """What would have to be moved; 0: nothing."""
 
 
+@observed("inference")
 class InferenceFunds(InferenceTokens):
     """Services and tokens, and the money side of calls."""
 

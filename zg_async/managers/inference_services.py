@@ -12,6 +12,7 @@ from zg_async.errors import ProviderReplyError, SignerNotAcknowledgedError, ZgEr
 from zg_async.managers.context import Context
 from zg_async.managers.verification import OnLog
 from zg_async.managers.verification_record import ServiceVerification
+from zg_async.tracing import observed
 from zg_async.wire import catalogue, inference_api
 from zg_async.wire.catalogue import InferenceServiceDetail, ModelInfo
 from zg_async.wire.hashing import parse_address
@@ -58,6 +59,7 @@ class InferencePolicy:
     funding: AutoFunding | None = None
 
 
+@observed("inference")
 class InferenceServices:
     """What is registered, and what is said of it. Moves no money but where it says so."""
 

@@ -10,6 +10,7 @@ import anyio
 from zg_async.errors import AccountNotFoundError, ConfigError
 from zg_async.managers.context import Context
 from zg_async.managers.inference_services import InferencePolicy, InferenceServices
+from zg_async.tracing import observed
 from zg_async.transport.key_book import IssuedKey, KeyBook, MemoryKeyBook
 from zg_async.wire import inference_api, signing
 from zg_async.wire.hashing import parse_address
@@ -35,6 +36,7 @@ class ApiKey:
         return not self.is_revoked and not self.is_expired
 
 
+@observed("inference")
 class InferenceTokens(InferenceServices):
     """Services, and what authenticates requests to them."""
 

@@ -5,7 +5,6 @@ Rules and limits: 0g-serving-contract contracts/ledger/LedgerManager.sol.
 
 import dataclasses
 import datetime as dt
-import logging
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -17,10 +16,12 @@ from zg_async.errors import (
     UnfinishedTaskError,
     ZgError,
 )
+from zg_async.logs import get_logger
 from zg_async.managers.account_room import AccountRoom
 from zg_async.managers.context import Context
 from zg_async.managers.retrieving import OpenTasks, Retrieval, open_pairs, standing
 from zg_async.managers.services import LedgerLimits, ServiceType
+from zg_async.tracing import observed
 from zg_async.units import Amount, format_amount, parse_amount
 from zg_async.wire.contracts import Call
 from zg_async.wire.hashing import parse_address
@@ -34,7 +35,7 @@ from zg_async.wire.records import (
     Receipt,
 )
 
-_log = logging.getLogger("zg_async.ledger")
+_log = get_logger("zg_async.ledger")
 _PAGE: Final = 50
 MAX_OPEN_REFUNDS: Final = 5
 """Live refunds a sub-account can hold (FineTuningAccount.sol)."""
@@ -102,6 +103,7 @@ def _summary(row: AccountSummary | InferenceAccount) -> AccountSummary:
     )
 
 
+@observed("ledger")
 class LedgerManager:
     """The ledger of one wallet."""
 

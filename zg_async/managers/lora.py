@@ -16,6 +16,7 @@ from zg_async.managers.chat import ChatStream, Message
 from zg_async.managers.context import Context
 from zg_async.managers.inference_services import Verify
 from zg_async.text import printable
+from zg_async.tracing import observed
 from zg_async.wire import inference_api
 from zg_async.wire.inference_api import Refusal
 from zg_async.wire.records import Adapter, AdapterState, Address, ChatAnswer, DeployResponse, InferenceService, TaskId
@@ -34,6 +35,7 @@ OnProgress = Callable[[str], None]
 _T = TypeVar("_T")
 
 
+@observed("lora")
 class LoraManager:
     """Adapters of one wallet."""
 

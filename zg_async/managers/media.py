@@ -20,6 +20,7 @@ from zg_async.managers.chat import InferenceChat
 from zg_async.managers.inference_calls import Request, checked, json_request
 from zg_async.managers.inference_services import Verify, require_object
 from zg_async.text import printable
+from zg_async.tracing import observed
 from zg_async.transport.answers import Reply
 from zg_async.transport.multipart import MultipartForm, plain_filename
 from zg_async.wire import billing
@@ -92,6 +93,7 @@ class ImageJob:
         return self.status in (ImageJobStatus.COMPLETED, ImageJobStatus.FAILED)
 
 
+@observed("inference")
 class InferenceMedia(InferenceChat):
     """Chat, and the other services."""
 

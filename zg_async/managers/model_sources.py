@@ -1,6 +1,5 @@
 """Where a delivered model or a dataset goes through: 0G Storage or the provider's TEE; and why which."""
 
-import logging
 import re
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -10,6 +9,7 @@ import anyio
 
 from zg_async.clock import Clock
 from zg_async.errors import ConfigError, HashMismatchError, StorageError, ZgError
+from zg_async.logs import get_logger
 from zg_async.managers.delivery import STORAGE_ROOT, check_file
 from zg_async.managers.storage import StorageManager
 from zg_async.wire.records import Deliverable, DownloadedModel, RootHash, SourceAttempt
@@ -19,7 +19,7 @@ METHODS: Final = ("auto", "0g-storage", "storage", "tee")
 TEE: Final = "tee"
 ZG_STORAGE: Final = "0g-storage"
 _ROOT: Final = re.compile(r"0x[0-9a-f]{64}")
-_log = logging.getLogger("zg_async.fine_tuning")
+_log = get_logger("zg_async.fine_tuning")
 
 
 def check_method(method: str) -> None:

@@ -12,6 +12,7 @@ from yarl import URL
 
 from zg_async.errors import ConfigError
 from zg_async.text import printable
+from zg_async.tracing import observed
 from zg_async.transport.chain import Chain
 from zg_async.transport.egress import is_public
 from zg_async.transport.signer import Signer
@@ -25,6 +26,7 @@ _ROOT: Final = re.compile(r"(?:0[xX])?([0-9a-fA-F]{64})")
 PathLike = str | os.PathLike[str]
 
 
+@observed("storage")
 class StorageManager:
     """0G Storage with one wallet; downloads and roots need none."""
 

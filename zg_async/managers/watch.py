@@ -12,7 +12,6 @@ import collections
 import copy
 import dataclasses
 import datetime as dt
-import logging
 import random
 import weakref
 from collections.abc import AsyncIterator, Mapping
@@ -23,6 +22,7 @@ import anyio
 
 from zg_async.background import Background
 from zg_async.clock import Clock
+from zg_async.correlation import correlated
 from zg_async.errors import (
     AccountNotFoundError,
     ChainUnavailableError,
@@ -32,6 +32,7 @@ from zg_async.errors import (
     TaskNotFoundError,
     ZgError,
 )
+from zg_async.logs import get_logger
 from zg_async.managers.provider_client import ProviderClient
 from zg_async.managers.services import ServiceDirectory
 from zg_async.managers.task_changes import (
@@ -57,7 +58,7 @@ from zg_async.wire.contracts import (
 )
 from zg_async.wire.records import Address, Deliverable, Task, TaskId
 
-_log = logging.getLogger("zg_async.watch")
+_log = get_logger("zg_async.watch")
 
 _FACTS: Final = (DeliverableAdded, DeliverableAcknowledged, FeesSettled, DeliverableAbandoned)
 _TOPICS: Final = tuple(f.__name__ for f in _FACTS)
@@ -300,7 +301,8 @@ class _Poller:
         try:
             while self._live():
                 self._wake = anyio.Event()
-                changed = await self._round()
+                with correlated(provider=self._provider):
+                    changed = await self._round()
                 pause = policy.first if changed else min(pause * policy.growth, policy.longest)
                 await wait_any(clock, self._wake, pause * random.uniform(0.8, 1.2))
         finally:
@@ -355,7 +357,7 @@ class _Poller:
     def _tell(self, wallet: Address, tasks: set[TaskId], what: ZgError | str) -> None:
         for task_id in list(tasks):
             for watch in self._hub.watches(wallet, self._provider, task_id):
-                watch.put(what)
+                watch.put(what.again() if isinstance(what, ZgError) else what)
 
 
 _Fact = Task | ChainFact | Rewound | Resync | ZgError | str
@@ -532,6 +534,8 @@ class TaskWatch:
     async def _take(self, fact: _Fact) -> None:
         """Turn a fact into changes; may ask the chain, changes nothing before it has the answer."""
         story = self._require_story()
+        if isinstance(fact, ZgError):
+            fact.learn({"provider": self.provider, "task_id": self.task_id})
         if isinstance(fact, str):
             self._changes.append(story.warning(self._hub.chain_now(), fact, "provider"))
         elif isinstance(fact, TaskNotFoundError):

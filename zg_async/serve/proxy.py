@@ -5,7 +5,6 @@ they are passed on; of a stream the end mark is held back until it is, and an er
 """
 
 import json
-import logging
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -25,6 +24,7 @@ from zg_async.errors import (
     ZgError,
 )
 from zg_async.jobs.runner import JobRunner
+from zg_async.logs import get_logger
 from zg_async.managers.inference_funds import is_short_of_funds
 from zg_async.managers.inference_services import Verify
 from zg_async.serve.budget import Budget, bounded, chat_bound
@@ -41,7 +41,7 @@ from zg_async.wire.strict_json import BadJsonError, decode_json
 
 Ask = Callable[[Upstream], Awaitable[web.StreamResponse]]
 _KEPT: Final = 1000
-_log = logging.getLogger("zg_async.serve")
+_log = get_logger("zg_async.serve")
 
 
 class Proxy:

@@ -27,6 +27,7 @@ from zg_async.transport.limiter import Slot
 from zg_async.wire.provider_api import rejected
 from zg_async.wire.strict_json import BadJsonError, decode_json
 
+_REQUEST_IDS: Final = ("X-Request-Id", "ZG-Res-Key")
 ERROR_BODY_LIMIT: Final = 64 * 1024
 """Bytes of a refusal that are read."""
 
@@ -42,6 +43,11 @@ class Reply:
     endpoint: str
     """`METHOD /path`."""
     provider: str | None = None
+
+    @property
+    def request_id(self) -> str | None:
+        """The other side's name for the request, if it gave one."""
+        return request_id_of(self.headers)
 
     @property
     def text(self) -> str:
@@ -64,6 +70,12 @@ class Reply:
             ) from None
 
 
+def request_id_of(headers: Mapping[str, str]) -> str | None:
+    """Return a request's name on the other side: providers call it `ZG-Res-Key`, gateways `X-Request-Id`."""
+    found = next((headers[name] for name in _REQUEST_IDS if headers.get(name)), None)
+    return None if found is None else printable(found, limit=100)
+
+
 class Answer:
     """An answer whose body is still to be read. Lives as long as the exchange it came from."""
 
@@ -74,6 +86,11 @@ class Answer:
         self.headers: Mapping[str, str] = response.headers
         self.endpoint = endpoint
         self.provider = provider
+
+    @property
+    def request_id(self) -> str | None:
+        """The other side's name for this request, if it gave one."""
+        return request_id_of(self.headers)
 
     @property
     def content_length(self) -> int | None:
@@ -174,6 +191,7 @@ class Answer:
                 hint="The registered URL may be outdated; the provider has to register the new one",
             )
         failure = rejected(self.status, text, provider=self.provider, endpoint=self.endpoint, headers=self.headers)
+        failure.request_id = self.request_id
         if self.status == 429 and slot is not None:
             slot.refused(failure.retry_after)
         return failure

@@ -1,6 +1,5 @@
 """The chain: calls that read, writes through the outbox, blocks and logs."""
 
-import logging
 import uuid
 from collections.abc import AsyncGenerator, Iterable, Sequence
 from pathlib import Path
@@ -21,7 +20,9 @@ from zg_async.errors import (
     WrongChainError,
     ZgError,
 )
+from zg_async.logs import get_logger
 from zg_async.networks import Network
+from zg_async.tracing import span
 from zg_async.transport.budget import Budget, SpendLimits
 from zg_async.transport.fees import FeePolicy
 from zg_async.transport.guard import Guard, network_guard
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
     from web3 import AsyncWeb3
 
 T = TypeVar("T")
-_log = logging.getLogger("zg_async.chain")
+_log = get_logger("zg_async.chain")
 _ATTEMPTS: Final = 3
 
 
@@ -295,15 +296,17 @@ class Chain:
         lane = await self._lane(wallet)
         name = key if key is not None else f"once/{uuid.uuid4()}"
         left = _ATTEMPTS
-        while True:
-            row = await lane.submit(call, name, named=key is not None)
-            try:
-                return await lane.receipt(await lane.wait_mined(row))
-            except TransactionReplacedError as error:
-                left -= 1
-                if error.tx_hash is None or not left:
-                    raise
-                _log.warning("%s; it is final and did something else, so this is signed anew", error.message)
+        with span("zg.transaction", call=call.name, key=name, wallet=lane.wallet) as traced:
+            while True:
+                row = await lane.submit(call, name, named=key is not None)
+                traced.set_attribute("zg.tx_hash", row.tx_hash)
+                try:
+                    return await lane.receipt(await lane.wait_mined(row))
+                except TransactionReplacedError as error:
+                    left -= 1
+                    if error.tx_hash is None or not left:
+                        raise
+                    _log.warning("%s; it is final and did something else, so this is signed anew", error.message)
 
     async def submit(self, call: Call[Any], *, wallet: str, key: str | None = None) -> Submitted:
         """Sign, record and send, without waiting. Arguments and errors as `write`, as far as they come before mining.

@@ -7,7 +7,6 @@ after 50 ms, 100, 200 and so on up to the block time it has measured; a dead nod
 import contextlib
 import dataclasses
 import datetime as dt
-import logging
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Any, Final, Protocol
 
@@ -17,9 +16,10 @@ import anyio.lowlevel
 from zg_async.background import Background
 from zg_async.clock import Clock
 from zg_async.errors import ChainError, ClosedError, RpcError, ZgError
+from zg_async.logs import get_logger
 from zg_async.transport.rpc import Ask, Rpc, quantity
 
-_log = logging.getLogger("zg_async.heads")
+_log = get_logger("zg_async.heads")
 _QUICK: Final = 0.05
 _SLOWEST: Final = 2.0
 _BROKEN_SLOWEST: Final = 20.0
@@ -145,7 +145,7 @@ class BlockWatcher:
             while waiter.block is None:
                 await waiter.change.wait()
                 if waiter.error is not None:
-                    raise waiter.error
+                    raise waiter.error.again()
         return waiter.block
 
     def _ensure_running(self) -> None:
@@ -272,7 +272,7 @@ class ReceiptPoll:
         """
         await self._change.wait()
         if self._error is not None:
-            raise self._error
+            raise self._error.again()
 
     def asks(self) -> Sequence[Ask]:
         """Return the one question."""

@@ -6,7 +6,6 @@ a dataset included, to whatever host a 307 names.
 
 import contextlib
 import dataclasses
-import logging
 import ssl
 from collections.abc import AsyncGenerator, Mapping
 from typing import Any, Final
@@ -16,6 +15,7 @@ import anyio
 from yarl import URL
 
 from zg_async.clock import Clock, SystemClock
+from zg_async.correlation import correlated
 from zg_async.errors import (
     ClosedError,
     ConfigError,
@@ -23,7 +23,9 @@ from zg_async.errors import (
     ProviderRejectedError,
     ProviderUnavailableError,
 )
+from zg_async.logs import get_logger
 from zg_async.text import printable
+from zg_async.tracing import detached_span
 from zg_async.transport.answers import Answer as Answer
 from zg_async.transport.answers import Reply as Reply
 from zg_async.transport.answers import failure_text as failure_text
@@ -38,7 +40,7 @@ _MAX_REDIRECTS: Final = 3
 _KEEP_ALIVE: Final = 45.0
 """Seconds an idle connection is kept: longer than the longest pause between two rounds of a watch."""
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
-_log = logging.getLogger("zg_async.http")
+_log = get_logger("zg_async.http")
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -195,32 +197,41 @@ class Http:
         """
         target = self.egress.check_url(url, provider=provider, plain_http=plain_http)
         endpoint = f"{method} {target.path}"
-        failure: ProviderError | None = None
-        response: aiohttp.ClientResponse | None = None
-        try:
-            response = await self.session.request(
-                method,
-                target,
-                json=json,
-                data=data,
-                headers={"Accept-Encoding": "identity", **(headers or {})},
-                timeout=self._timeout(transfer, read_timeout),
-                allow_redirects=False,
-                proxy=self.settings.proxy,
-                raise_for_status=False,
-                auto_decompress=False,
-                read_bufsize=MIB if transfer else 64 * KIB,
-            )
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            failure = translated(error, endpoint=endpoint, provider=provider, host=target.raw_host)
-        if failure is not None or response is None:
-            raise failure or ProviderUnavailableError(f"{endpoint}: no answer", provider=provider, endpoint=endpoint)
-        try:
-            yield Answer(response, endpoint=endpoint, provider=provider)
-        finally:
-            response.release()  # keeps the connection only if the body was read to its end
-            with anyio.CancelScope(shield=True):
-                await response.wait_for_close()  # an upload cut short has a writer to end
+        with detached_span("zg.http", endpoint=endpoint, host=target.raw_host or "") as traced:
+            started = self.clock.monotonic()
+            failure: ProviderError | None = None
+            response: aiohttp.ClientResponse | None = None
+            try:
+                response = await self.session.request(
+                    method,
+                    target,
+                    json=json,
+                    data=data,
+                    headers={"Accept-Encoding": "identity", **(headers or {})},
+                    timeout=self._timeout(transfer, read_timeout),
+                    allow_redirects=False,
+                    proxy=self.settings.proxy,
+                    raise_for_status=False,
+                    auto_decompress=False,
+                    read_bufsize=MIB if transfer else 64 * KIB,
+                )
+            except (aiohttp.ClientError, TimeoutError, OSError) as error:
+                failure = translated(error, endpoint=endpoint, provider=provider, host=target.raw_host)
+            if failure is not None or response is None:
+                raise failure or ProviderUnavailableError(
+                    f"{endpoint}: no answer", provider=provider, endpoint=endpoint
+                )
+            answer = Answer(response, endpoint=endpoint, provider=provider)
+            traced.set_attribute("zg.status", answer.status)
+            with correlated(provider=provider, request_id=answer.request_id):
+                waited = self.clock.monotonic() - started
+                _log.debug("%s answered %d after %.3f s", endpoint, answer.status, waited)
+            try:
+                yield answer
+            finally:
+                response.release()  # keeps the connection only if the body was read to its end
+                with anyio.CancelScope(shield=True):
+                    await response.wait_for_close()  # an upload cut short has a writer to end
 
     def _timeout(self, transfer: bool, read_timeout: float | None) -> aiohttp.ClientTimeout:
         settings = self.settings
@@ -292,7 +303,10 @@ class Http:
 
         repeatable = method == "GET" if idempotent is None else idempotent
         chosen = (policy or self.settings.retry) if repeatable else ONCE
-        return await retry(in_turn if limited else at_once, clock=self.clock, policy=chosen, budget=self.budget(host))
+        with correlated(provider=provider):
+            return await retry(
+                in_turn if limited else at_once, clock=self.clock, policy=chosen, budget=self.budget(host)
+            )
 
     async def _once(self, call: "_Call", slot: Slot | None) -> Reply:
         url = call.url

@@ -16,7 +16,6 @@ The failure modes, and what is done about each:
 
 import contextlib
 import dataclasses
-import logging
 from collections.abc import AsyncGenerator, Callable
 from typing import Any, Final
 
@@ -34,6 +33,7 @@ from zg_async.errors import (
     TransactionTimeoutError,
     ZgError,
 )
+from zg_async.logs import get_logger
 from zg_async.transport.book import LaneBook
 from zg_async.transport.budget import Budget, money_of
 from zg_async.transport.fees import FeePolicy
@@ -53,7 +53,7 @@ from zg_async.wire.contracts import Call
 from zg_async.wire.hashing import hex0x, keccak256
 from zg_async.wire.records import Address, Receipt
 
-_log = logging.getLogger("zg_async.chain")
+_log = get_logger("zg_async.chain")
 MAX_UNMINED: Final = 16
 _RACES: Final = 200
 _STALE: Final = 2.0

@@ -11,20 +11,20 @@ import collections
 import contextlib
 import dataclasses
 import datetime as dt
-import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
 from typing import Any, Final
 
 import anyio
 
 from zg_async.errors import ChainError, ChainUnavailableError, RpcError, ZgError
+from zg_async.logs import get_logger
 from zg_async.transport.heads import Block, BlockWatcher, parse_block
 from zg_async.transport.receipts import parse_log
 from zg_async.transport.rpc import Ask, Rpc
 from zg_async.wire.hashing import checksum_address, hex0x
 from zg_async.wire.records import Address, Log
 
-_log = logging.getLogger("zg_async.logs")
+_log = get_logger("zg_async.logs")
 _REMEMBERED: Final = 256
 _MOST_BLOCKS: Final = 2_000
 _MOST_WAITING: Final = 10_000
@@ -189,7 +189,7 @@ class LogReader:
             while follower.events:
                 yield follower.events.popleft()
             if follower.error is not None:
-                raise follower.error
+                raise follower.error.again()
             follower.change = anyio.Event()
             await follower.change.wait()
 

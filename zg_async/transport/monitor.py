@@ -7,13 +7,15 @@ confirmations, or (where the node can't show it) when as many blocks have passed
 """
 
 import contextlib
-import logging
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import anyio
 
+from zg_async.correlation import correlated
 from zg_async.errors import ChainError, LimitError, RpcError, ZgError
+from zg_async.logs import get_logger
+from zg_async.transport.budget import group_of
 from zg_async.transport.fees import Fees, bump
 from zg_async.transport.heads import Block
 from zg_async.transport.receipts import parse_inclusion
@@ -36,7 +38,7 @@ from zg_async.transport.transaction import Transaction
 if TYPE_CHECKING:
     from zg_async.transport.lane import Lane
 
-_log = logging.getLogger("zg_async.chain")
+_log = get_logger("zg_async.chain")
 _MOST_ROWS: Final = 64
 _MISSES: Final = 2
 _LEAST_BLOCKS: Final = 3
@@ -83,7 +85,7 @@ class Monitor:
         """
         await self._change.wait()
         if self._error is not None:
-            raise self._error
+            raise self._error.again()
 
     def was_sent(self, row: Row) -> None:
         """Note that a row's bytes were just sent."""
@@ -205,7 +207,8 @@ class Monitor:
             if care.misses < _MISSES and head.number >= old.block_number:
                 care.checked_head = -1
                 return []
-            _log.warning("%s was removed from block %d", row.tx_hash, old.block_number)
+            with correlated(job_id=group_of(row.key)):
+                _log.warning("%s was removed from block %d", row.tx_hash, old.block_number)
             care.misses, care.sent_at = 0, 2 * _NEVER
             return [mark_entry("unmined", row)]
         care.misses = 0
@@ -221,13 +224,14 @@ class Monitor:
         lost_places = {_place(row) for row in lost}
         first = True
         for row in rows:
-            if used is not None and used > row.account_nonce:
-                await self._overtaken(row, head)
-                continue
-            bumped = first and await self._maybe_bump(row, head)
-            first = False
-            if not bumped and (_place(row) in lost_places or self._care(row).sent_at < _NEVER):
-                await self._resend(row)
+            with correlated(job_id=group_of(row.key)):
+                if used is not None and used > row.account_nonce:
+                    await self._overtaken(row, head)
+                    continue
+                bumped = first and await self._maybe_bump(row, head)
+                first = False
+                if not bumped and (_place(row) in lost_places or self._care(row).sent_at < _NEVER):
+                    await self._resend(row)
 
     async def _resend(self, row: Row) -> None:
         if not row.versions[-1].raw:

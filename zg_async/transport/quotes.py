@@ -1,7 +1,6 @@
 """What a write would cost, asked in one round trip, and whether it would succeed at all. Nothing is signed here."""
 
 import dataclasses
-import logging
 from typing import Any, Final
 
 from zg_async.clock import Clock
@@ -12,6 +11,7 @@ from zg_async.errors import (
     FeeCapError,
     InsufficientGasFundsError,
 )
+from zg_async.logs import get_logger
 from zg_async.transport.fees import FeePolicy, Fees, choose_fees, gas_limit
 from zg_async.transport.heads import Block, parse_block
 from zg_async.transport.rpc import Ask, Rpc, quantity
@@ -20,7 +20,7 @@ from zg_async.wire.contracts import Call
 from zg_async.wire.hashing import hex0x
 from zg_async.wire.records import Address
 
-_log = logging.getLogger("zg_async.chain")
+_log = get_logger("zg_async.chain")
 _BEHIND_TRIES: Final = 8
 
 

@@ -7,10 +7,10 @@ wallet itself: whichever of the two is mined, the nonce is settled, and a lost t
 others. What can't be found stops the lane with `JournalError`; `Chain.accept_loss` is the user's word that it is known.
 """
 
-import logging
 from typing import TYPE_CHECKING, Any, Final
 
 from zg_async.errors import ChainError, JournalError
+from zg_async.logs import get_logger
 from zg_async.transport.fees import choose_fees
 from zg_async.transport.heads import parse_block
 from zg_async.transport.receipts import parse_found
@@ -22,7 +22,7 @@ from zg_async.wire.records import Address
 if TYPE_CHECKING:
     from zg_async.transport.lane import Lane
 
-_log = logging.getLogger("zg_async.chain")
+_log = get_logger("zg_async.chain")
 _MOST_STRICT: Final = 256
 _MOST_CASUAL: Final = 16
 _FILLER_GAS: Final = 21_000

@@ -10,7 +10,6 @@ import email.utils
 import importlib
 import itertools
 import json
-import logging
 import sys
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -20,7 +19,9 @@ from yarl import URL
 
 from zg_async.clock import Clock
 from zg_async.errors import ChainError, ChainUnavailableError, ConfigError, RpcError, WrongChainError
+from zg_async.logs import get_logger
 from zg_async.text import printable
+from zg_async.tracing import detached_span
 from zg_async.transport.http import Http, failure_text
 from zg_async.transport.retry import RetryPolicy, retry
 from zg_async.transport.rpc_errors import error_of
@@ -29,7 +30,7 @@ from zg_async.wire.strict_json import BadJsonError, decode_json
 if TYPE_CHECKING:
     from web3 import AsyncWeb3
 
-_log = logging.getLogger("zg_async.rpc")
+_log = get_logger("zg_async.rpc")
 MIB: Final = 2**20
 MAX_BATCH: Final = 100
 _LISTS: Final = frozenset({"eth_getLogs", "eth_getBlockByNumber", "eth_getBlockByHash", "eth_getBlockReceipts"})
@@ -192,7 +193,8 @@ class Rpc:
         ]
         is_list = len(asks) > 1 or asks[0].method in _LISTS
         limit = self._settings.list_limit if is_list else self._settings.reply_limit
-        value = await self._send(self._urls[index], calls[0] if len(calls) == 1 else calls, limit)
+        methods = "+".join(dict.fromkeys(ask.method for ask in asks))
+        value = await self._send(self._urls[index], calls[0] if len(calls) == 1 else calls, limit, methods)
         if len(calls) > 1 and isinstance(value, dict) and "error" in value:
             if _is_busy(value):
                 raise error_of(value["error"], what="a batch")
@@ -200,7 +202,11 @@ class Rpc:
             return await self._answers(asks, retries=False)
         return _by_id(value if isinstance(value, list) else [value], [call["id"] for call in calls])
 
-    async def _send(self, url: URL, body: Any, limit: int) -> Any:
+    async def _send(self, url: URL, body: Any, limit: int, methods: str) -> Any:
+        with detached_span("zg.rpc", host=_host(url), methods=methods):
+            return await self._send_traced(url, body, limit)
+
+    async def _send_traced(self, url: URL, body: Any, limit: int) -> Any:
         failure: ChainError | None = None
         status, headers, data = 0, {}, b""
         try:

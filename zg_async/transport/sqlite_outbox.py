@@ -17,7 +17,6 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-import logging
 import os
 import sqlite3
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,13 +27,14 @@ import anyio
 import anyio.to_thread
 
 from zg_async.errors import ClosedError, JournalError
+from zg_async.logs import get_logger
 from zg_async.paths import make_private_dir
 from zg_async.transport.audit import AuditFile, entry_line, signature_line
 from zg_async.transport.book import LaneBook, Misfit, link
 from zg_async.transport.rows import Entry, LaneId
 
 T = TypeVar("T")
-_log = logging.getLogger("zg_async.outbox")
+_log = get_logger("zg_async.outbox")
 _SIGNS: Final = frozenset({"signed", "version", "loss", "reconciled"})
 _SLOT: Final = 256
 _VERSION: Final = 1

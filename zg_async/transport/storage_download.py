@@ -3,7 +3,6 @@
 A node that sends nothing, or something else, costs a retry at another node, never a wrong file.
 """
 
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import anyio.to_thread
 
 from zg_async.clock import Clock
 from zg_async.errors import ConfigError, HashMismatchError, NotStoredError, StorageError, StorageUnavailableError
+from zg_async.logs import get_logger
 from zg_async.transport.storage_nodes import Peer, StorageDirectory, ask_all, reasons
 from zg_async.transport.storage_part import FetchedPart
 from zg_async.transport.storage_settings import FIRST_POLL, LONGEST_POLL, POLL_GROWTH, StorageProgress, StorageSettings
@@ -23,7 +23,7 @@ from zg_async.wire.segments import FileInfo, Segment
 from zg_async.wire.shards import covers
 from zg_async.wire.storage_records import FetchedFile
 
-_log = logging.getLogger("zg_async.storage")
+_log = get_logger("zg_async.storage")
 _MOST_FAULTS = 8
 
 

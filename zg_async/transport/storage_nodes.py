@@ -9,7 +9,6 @@ import binascii
 import dataclasses
 import io
 import json
-import logging
 from collections.abc import Sequence
 from typing import Any, Final, TypeVar
 
@@ -18,6 +17,7 @@ import anyio.to_thread
 from yarl import URL
 
 from zg_async.errors import ConfigError, ProviderError, ProviderReplyError, StorageError, StorageUnavailableError
+from zg_async.logs import get_logger
 from zg_async.text import printable
 from zg_async.transport.http import Http
 from zg_async.transport.retry import RetryPolicy, retry
@@ -29,7 +29,7 @@ from zg_async.wire.shards import ShardConfig
 from zg_async.wire.storage_api import NodeCall, NodeError, NodeRefusal
 
 T = TypeVar("T")
-_log = logging.getLogger("zg_async.storage")
+_log = get_logger("zg_async.storage")
 PATIENT: Final = RetryPolicy(attempts=4, max_elapsed=20.0, base=0.2, cap=3.0, on=(StorageUnavailableError,))
 """For calls that may be repeated: all of them, since a node takes a segment once."""
 QUICK: Final = RetryPolicy(attempts=2, max_elapsed=5.0, base=0.1, cap=0.5, on=(StorageUnavailableError,))

@@ -1,7 +1,6 @@
 """Paying for storage: the exact fee, to the pinned flow contract, at the price its own market names."""
 
 import dataclasses
-import logging
 from collections.abc import Sequence
 from typing import TypeVar
 
@@ -13,6 +12,7 @@ from zg_async.errors import (
     StorageError,
     WrongChainError,
 )
+from zg_async.logs import get_logger
 from zg_async.transport.chain import Chain
 from zg_async.units import format_amount
 from zg_async.wire.contracts import Call, FlowContract, MarketContract
@@ -22,7 +22,7 @@ from zg_async.wire.records import Address, Receipt, TxHash
 from zg_async.wire.submission import storage_fee, submit_call, submitted
 
 T = TypeVar("T")
-_log = logging.getLogger("zg_async.storage")
+_log = get_logger("zg_async.storage")
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,7 +5,6 @@ by another; when none is left, the upload fails, and what was paid and sent is f
 """
 
 import dataclasses
-import logging
 import uuid
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
@@ -16,6 +15,7 @@ import anyio.to_thread
 
 from zg_async.clock import Clock
 from zg_async.errors import ConfigError, NotStoredError, StorageError
+from zg_async.logs import get_logger
 from zg_async.transport.file_tree import Source, hash_source
 from zg_async.transport.storage_nodes import Peer, StorageDirectory, ask_all, reasons, upload_body
 from zg_async.transport.storage_settings import (
@@ -35,7 +35,7 @@ from zg_async.wire.storage_api import NodeError, NodeRefusal
 from zg_async.wire.storage_records import StoredFile
 
 T = TypeVar("T")
-_log = logging.getLogger("zg_async.storage")
+_log = get_logger("zg_async.storage")
 _BATCH: Final = 10
 """Fragments per transaction."""
 _LAST_BUSY_PAUSE: Final = 10.0

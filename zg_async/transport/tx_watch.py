@@ -74,7 +74,7 @@ async def watch_transaction(
             if poll.seen is None:
                 await poll.change.wait()
             if poll.error is not None:
-                raise poll.error
+                raise poll.error.again()
             if poll.seen is None:
                 continue
             (head, receipt), poll.seen = poll.seen, None
