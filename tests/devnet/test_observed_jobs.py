@@ -66,13 +66,13 @@ def spans(monkeypatch):
 
 @pytest.fixture
 def secrets(monkeypatch):
-    seen, sign_message = [], LocalSigner.sign_message
+    seen, sign_personal = [], LocalSigner.sign_personal
 
     async def signed(self, message):
-        seen.append(await sign_message(self, message))
+        seen.append(await sign_personal(self, message))
         return seen[-1]
 
-    monkeypatch.setattr(LocalSigner, "sign_message", signed)
+    monkeypatch.setattr(LocalSigner, "sign_personal", signed)
     return seen
 
 
