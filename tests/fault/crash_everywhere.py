@@ -5,12 +5,13 @@
 
 Each seed is one job. In the scripted world it dies, loses requests and answers, and is cancelled, up to six times, at
 any point; against a devnet (`zg devnet up --json --limits off > DEVNET.json`) it is killed up to four times, around any
-HTTP request or rename. The same seed makes the same choices. Ends with 0 if all jobs ended with one task, each
+HTTP request, rename or commit. The same seed makes the same choices. Ends with 0 if all jobs ended with one task, each
 transaction once and the right adapter.
 """
 
 import argparse
 import asyncio
+import contextlib
 import logging
 import random
 import sys
@@ -21,14 +22,14 @@ from pathlib import Path
 
 import anyio
 
-from tests.fault.kill_cases import Case
+from tests.fault.kill_cases import Case, runners
 from tests.fault.world import TRANSACTIONS, Process, World, crash_at, lose_at
 from zg_async.errors import ZgError
 from zg_async.jobs.store import Journal, MemoryStore
 
 POINTS = 160
 """About as many as an undisturbed job has in the scripted world."""
-CALLS = 130
+CALLS = 160
 """About as many as an undisturbed job has against a devnet."""
 
 
@@ -53,10 +54,10 @@ async def scripted(seed: int, folder: Path) -> None:
     world.check(result, transactions=TRANSACTIONS)
 
 
-async def killed(seed: int, folder: Path, devnet: Path) -> int:
+async def killed(seed: int, folder: Path, devnet: Path, socket: str) -> int:
     chance = random.Random(seed)
     kills = [f"{chance.choice(['before', 'after'])}:{chance.randint(1, CALLS)}" for _ in range(chance.randint(1, 4))]
-    case = Case(devnet, folder)
+    case = Case(devnet, socket, folder)
     await case.run_to_end(*kills)
     return case.deaths
 
@@ -72,7 +73,7 @@ async def main(options: argparse.Namespace) -> int:
         async with limiter:
             try:
                 if options.devnet:
-                    deaths += await killed(seed, folder, Path(options.devnet))
+                    deaths += await killed(seed, folder, Path(options.devnet), socket)
                 else:
                     folder.mkdir(parents=True)
                     await scripted(seed, folder)
@@ -80,9 +81,10 @@ async def main(options: argparse.Namespace) -> int:
                 failed.append(seed)
                 print(f"seed {seed} failed:\n{traceback.format_exc()}", file=sys.stderr)
 
-    async with anyio.create_task_group() as group:
-        for seed in range(options.first, options.first + options.seeds):
-            group.start_soon(one, seed)
+    with runners() if options.devnet else contextlib.nullcontext("") as socket:
+        async with anyio.create_task_group() as group:
+            for seed in range(options.first, options.first + options.seeds):
+                group.start_soon(one, seed)
     took = time.monotonic() - started
     print(f"{options.seeds} jobs, {len(failed)} wrong, {deaths} processes killed, {took:.1f} s")
     return 1 if failed else 0

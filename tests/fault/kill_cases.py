@@ -1,16 +1,23 @@
 """Runs `kill_runner` programs against a devnet, killed as told, then to the end, and looks at what is left."""
 
+import contextlib
 import dataclasses
+import hashlib
 import json
-import os
 import secrets
 import signal
+import sqlite3
+import subprocess
 import sys
+import tempfile
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 
 import anyio
 
+from tests.fault.kill_runner import DIED, RESULT, STDERR
+from tests.fault.kill_runner import POINTS as POINTS_FILE
 from zg_async.wire.envelope import public_key
 from zg_async.wire.signing import public_key_address
 
@@ -29,6 +36,41 @@ POINTS = (
     "rename adapter:2",
 )
 """Every call that changes something outside; deploying isn't among them, the devnet's provider does it by itself."""
+FACTS = (
+    "job_submitted+dataset_checked",
+    "provider_chosen",
+    "cost_estimated",
+    "provider_funded",
+    "provider_acknowledged",
+    "dataset_uploaded",
+    "task_requested",
+    "task_created",
+    "task_progressed",
+    "task_delivered",
+    "model_downloaded",
+    "deliverable_acknowledged",
+    "model_decrypted",
+    "adapter_deployed",
+    "job_succeeded",
+)
+"""What the journal of such a job gets, in order: the boundaries of its steps."""
+MOST_DEATHS = 40
+"""More than a job has commits."""
+
+
+@contextlib.contextmanager
+def runners() -> Iterator[str]:
+    """Start what runs the programs, and yield its socket."""
+    with tempfile.TemporaryDirectory() as folder:  # a socket's path has to be short
+        path = f"{folder}/runners"
+        command = [sys.executable, "-m", "tests.fault.kill_runner", path]
+        with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE) as process:
+            try:
+                assert process.stdout is not None
+                assert process.stdout.readline() == b"ready\n"
+                yield path
+            finally:
+                process.terminate()
 
 
 @dataclasses.dataclass
@@ -36,6 +78,8 @@ class Case:
     """One wallet with one job, in a folder of its own."""
 
     devnet: Path
+    runners: str
+    """The socket of `runners()`."""
     folder: Path
 
     def __post_init__(self) -> None:
@@ -44,28 +88,61 @@ class Case:
         self.info = json.loads(self.devnet.read_text())
         self.address = public_key_address(public_key(bytes.fromhex(self.key[2:])))
         self.deaths = 0
+        self.weights = b""
+        """The adapter's digest, once it was checked."""
+        self.unsent: list[int] = []
+        """How many signed transactions were on disk and unknown to the node, at each death."""
 
     async def run(self, kill: str = "") -> dict | None:
-        """Run the program; None if it was killed."""
-        environment = {**os.environ, "ZG_KILL": kill, "ZG_POINTS": str(self.folder / "points")}
-        command = [sys.executable, "-m", "tests.fault.kill_runner", str(self.devnet), str(self.folder), self.key]
-        done = await anyio.run_process(command, cwd=ROOT, env=environment, check=False)
-        if done.returncode == -signal.SIGKILL:
+        """Run the program in a process of its own; None if it was killed."""
+        (self.folder / RESULT).unlink(missing_ok=True)
+        async with await anyio.connect_unix(self.runners) as connection:
+            order = [self.info, str(self.folder), self.key, kill]
+            await connection.send(json.dumps(order).encode() + b"\n")
+            code = int(await connection.receive())
+        if code == -signal.SIGKILL:
             self.deaths += 1
+            known = [await self.rpc("eth_getTransactionByHash", tx_hash) for tx_hash in self.signed()]
+            self.unsent.append(known.count(None))
             return None
-        if done.returncode:
-            raise AssertionError(f"{kill}: {done.stderr.decode()[-2000:]}")
-        return json.loads(done.stdout)
+        if code:
+            raise AssertionError(f"{kill}: {(self.folder / STDERR).read_text()[-2000:]}")
+        return json.loads((self.folder / RESULT).read_text())
 
     async def run_to_end(self, *kills: str) -> dict:
         """Fund the wallet, die as told in one run after the other, then run undisturbed and check."""
-        await self.rpc("hardhat_setBalance", self.address, hex(BALANCE))
+        await self.fund()
         for kill in kills:
-            if (result := await self.run(kill)) is not None:
+            if await self.run(kill) is not None:
                 break  # it never came to that point
         result = await self.run()
         await self.check(result)
         return result
+
+    async def run_dying(self, kill: str) -> None:
+        """Fund the wallet, die as told in every run until one gets to the end, and check."""
+        await self.fund()
+        for _ in range(MOST_DEATHS):
+            if (result := await self.run(kill)) is not None:
+                await self.check(result)
+                return
+        raise AssertionError(f"{kill}: {MOST_DEATHS} runs got no further than {self.died_at()}")
+
+    async def fund(self) -> None:
+        await self.rpc("hardhat_setBalance", self.address, hex(BALANCE))
+
+    def died_at(self) -> list[str]:
+        lines = (self.folder / POINTS_FILE).read_text().splitlines()
+        return [line.removeprefix(f"{DIED} ") for line in lines if line.startswith(DIED)]
+
+    def signed(self) -> list[str]:
+        """Return the hashes of all bytes that the outbox has on disk as signed, oldest first."""
+        path = self.folder / "state" / "outbox.sqlite"
+        if not path.exists():
+            return []
+        with contextlib.closing(sqlite3.connect(path)) as db:
+            rows = [json.loads(body) for (body,) in db.execute("select body from entry order by height")]
+        return [row["version"]["hash"] for row in rows if "version" in row]
 
     async def rpc(self, method: str, *params: object) -> object:
         body = json.dumps({"jsonrpc": "2.0", "id": 1, "method": method, "params": params}).encode()
@@ -85,6 +162,7 @@ class Case:
         assert result is not None
         count = int(await self.rpc("eth_getTransactionCount", self.address, "latest"), 16)
         assert count == len(set(result["transactions"])) == TRANSACTIONS, (count, result["transactions"])
+        assert sorted(self.signed()) == sorted(result["transactions"])  # nothing was signed twice
         tasks = await self.tasks()
         assert [task["id"] for task in tasks] == [result["task_id"]]
         assert tasks[0]["progress"] == "Finished"
@@ -96,3 +174,4 @@ class Case:
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
         end = max(tensor["data_offsets"][1] for name, tensor in header.items() if name != "__metadata__")
         assert len(data) == 8 + int.from_bytes(data[:8], "little") + end
+        self.weights = hashlib.sha256(data).digest()

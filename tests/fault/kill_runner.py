@@ -1,11 +1,15 @@
-"""Runs one job against a devnet, and kills itself with SIGKILL at a given outward call.
+"""Runs one job against a devnet, and kills itself with SIGKILL at a given point.
 
-    python -m tests.fault.kill_runner DEVNET.json FOLDER PRIVATE_KEY
+Points are all HTTP requests (JSON-RPC included), all renames of files, and all commits of the journal and the outbox.
+To be killed `before:17` or `after:17` means around the 17th point, `before:rpc eth_sendRawTransaction:2` around the
+second one of that name, `after:journal:1` around the first of a name that begins with this word. After a request means:
+the answer's head is there and nobody has looked at it.
 
-`DEVNET.json` is what `zg devnet up --json --limits off` prints. Outward calls are all HTTP requests (JSON-RPC included)
-and all renames of files. Environment: `ZG_KILL=before:17` or `after:17` dies around the 17th call,
-`before:rpc eth_sendRawTransaction:2` around the second one of that name; `ZG_POINTS=FILE` gets the name of each call.
-After a request means: the answer's head is there and nobody has looked at it. On success the result is printed as JSON.
+    python -m tests.fault.kill_runner SOCKET
+
+serves runs on a Unix socket: each connection sends `[DEVNET, FOLDER, PRIVATE_KEY, KILL]` as a line of JSON, has a
+process forked off for it, and gets how that ended. Most of a job's time would otherwise be spent on imports. `DEVNET`
+is what `zg devnet up --json --limits off` prints.
 """
 
 import asyncio
@@ -14,19 +18,23 @@ import json
 import os
 import re
 import signal
+import socket
 import sys
 import threading
 from pathlib import Path
 from typing import Any
 
 import aiohttp
+import eth_account  # noqa: F401  create_broker() would import it
 
 from zg_async.broker import create_broker
 from zg_async.jobs.runner import JobRunner
 from zg_async.jobs.spec import JobSpec
+from zg_async.jobs.sqlite import SqliteStore
 from zg_async.managers.watch import PollPolicy
 from zg_async.transport.http import HttpSettings
 from zg_async.transport.limiter import UNLIMITED
+from zg_async.transport.sqlite_outbox import SqliteOutbox
 
 PARAMS = {
     "neftune_noise_alpha": 5,
@@ -36,13 +44,14 @@ PARAMS = {
     "max_steps": 3,
 }
 ROWS = 12
+RESULT, POINTS, STDERR, DIED = "result.json", "points", "stderr", "died"
 _ID = re.compile(r"0x[0-9a-fA-F]{40}|[0-9a-f]{8}-[0-9a-f-]{27}|job-[0-9a-f]{20}")
 
 
 class Points:
-    """Counts outward calls, in all and by name, and dies when told."""
+    """Counts points, in all and by name, and dies when told."""
 
-    def __init__(self, kill: str, log: str) -> None:
+    def __init__(self, kill: str, log: Path) -> None:
         self.when, _, rest = kill.partition(":")
         name, _, number = rest.rpartition(":")
         self.name, self.number = name, int(number or 0)
@@ -52,18 +61,22 @@ class Points:
 
     def enter(self, name: str) -> int:
         with self.lock:
-            for key in (name, ""):
+            keys = (name, name.split()[0], "")
+            for key in keys:
                 self.counts[key] = self.counts.get(key, 0) + 1
-            count = self.counts[self.name] if self.name in (name, "") else 0
-            if self.log:
-                with open(self.log, "a") as file:
-                    file.write(name + "\n")
-        self.die_if("before", count)
+            count = self.counts[self.name] if self.name in keys else 0
+            self.note(name)
+        self.die_if("before", name, count)
         return count
 
-    def die_if(self, when: str, count: int) -> None:
+    def die_if(self, when: str, name: str, count: int) -> None:
         if count and (when, count) == (self.when, self.number):
+            self.note(f"{DIED} {when} {name}")
             os.kill(os.getpid(), signal.SIGKILL)
+
+    def note(self, line: str) -> None:
+        with self.log.open("a") as file:
+            file.write(line + "\n")
 
 
 def name_of(method: str, url: Any, arguments: dict[str, Any]) -> str:
@@ -78,18 +91,35 @@ def name_of(method: str, url: Any, arguments: dict[str, Any]) -> str:
 
 
 def install(points: Points) -> None:
-    """Put a point around everything that leaves the process."""
+    """Put a point around everything that leaves the process or is to outlive it."""
     request = aiohttp.ClientSession._request
 
     async def counted_request(self: Any, method: str, url: Any, **arguments: Any) -> Any:
-        count = points.enter(name_of(method, url, arguments))
+        name = name_of(method, url, arguments)
+        count = points.enter(name)
         response = await request(self, method, url, **arguments)
-        points.die_if("after", count)
+        points.die_if("after", name, count)
         return response
 
     aiohttp.ClientSession._request = counted_request  # type: ignore[method-assign]
     for function in ("replace", "rename"):
         setattr(os, function, _counted(getattr(os, function), points))
+    for owner, method in ((SqliteStore, "create"), (SqliteStore, "append"), (SqliteOutbox, "append")):
+        setattr(owner, method, _counted_commit(getattr(owner, method), points))
+
+
+def _counted_commit(commit: Any, points: Points) -> Any:
+    async def counted(self: Any, where: Any, *recorded: Any) -> Any:
+        if isinstance(self, SqliteStore):
+            name = "journal " + "+".join(event.kind for event in recorded)
+        else:
+            name = "outbox " + "+".join(entry["kind"] for entry in recorded[0])
+        count = points.enter(name)
+        result = await commit(self, where, *recorded)
+        points.die_if("after", name, count)
+        return result
+
+    return counted
 
 
 def _counted(rename: Any, points: Points) -> Any:
@@ -97,7 +127,7 @@ def _counted(rename: Any, points: Points) -> Any:
         name = _ID.sub("*", os.path.basename(os.fspath(target)))
         count = points.enter(f"rename {name}")
         rename(source, target, **arguments)
-        points.die_if("after", count)
+        points.die_if("after", name, count)
 
     return counted
 
@@ -127,9 +157,39 @@ async def main(devnet: dict[str, Any], folder: Path, key: str) -> None:
     )
     async with broker, JobRunner(broker) as runner:
         result = await runner.run_job(spec)
-    print(json.dumps(dataclasses.asdict(result)))
+    (folder / RESULT).write_text(json.dumps(dataclasses.asdict(result)))
+
+
+def run(devnet: dict[str, Any], folder: str, key: str, kill: str) -> None:
+    """Run the job to its end and leave `result.json`, or `stderr`, or die as told."""
+    os.dup2(os.open(Path(folder) / STDERR, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), sys.stderr.fileno())
+    install(Points(kill, Path(folder) / POINTS))
+    asyncio.run(main(devnet, Path(folder), key))
+    os._exit(0)
+
+
+def serve(path: str) -> None:
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for those that answer
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(path)
+        listener.listen(64)
+        print("ready", flush=True)
+        while True:
+            connection, _ = listener.accept()
+            with connection:
+                if os.fork() == 0:
+                    answer(connection)
+
+
+def answer(connection: socket.socket) -> None:
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    order = json.loads(connection.makefile().readline())
+    if (runner := os.fork()) == 0:
+        run(*order)
+    _, status = os.waitpid(runner, 0)
+    connection.sendall(str(os.waitstatus_to_exitcode(status)).encode())
+    os._exit(0)
 
 
 if __name__ == "__main__":
-    install(Points(os.environ.get("ZG_KILL", ""), os.environ.get("ZG_POINTS", "")))
-    asyncio.run(main(json.loads(Path(sys.argv[1]).read_text()), Path(sys.argv[2]), sys.argv[3]))
+    serve(sys.argv[1])
