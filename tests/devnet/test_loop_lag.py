@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -12,6 +13,8 @@ import pytest
 
 from benchmarks.envelope import KEY, make, signer
 from tests.loop_probe import probing
+from zg_async import create_broker
+from zg_async.devnet.process import DevnetProcess
 from zg_async.managers.dataset import check_dataset
 from zg_async.managers.delivery import decrypt_file
 from zg_async.transport.http import MIB, Http, HttpSettings
@@ -64,6 +67,23 @@ async def test_hashing_decrypting_and_transferring_never_block_the_loop(tmp_path
         server.terminate()
     assert done.size > SIZE * MIB
     assert (tmp_path / "model.zip").stat().st_size == SIZE * MIB
+    assert probe.waited == []
+    assert probe.worst < LIMIT, probe.what
+
+
+@pytest.mark.goal("TX-05", part="loop lag while a file is encrypted and stored")
+async def test_encrypting_and_storing_a_file_and_fetching_it_never_block_the_loop(tmp_path):
+    source, target, key = tmp_path / "plain", tmp_path / "again", os.urandom(32)
+    source.write_bytes(os.urandom(MIB) * 32)
+    async with DevnetProcess("--providers", "0", "--storage-nodes", "2") as devnet:
+        wallet, indexer = devnet.accounts[0]["private_key"], devnet.info["indexer_url"]
+        async with create_broker(
+            wallet, "local", rpc_url=devnet.rpc_url, indexer_url=indexer, state_dir=tmp_path / "state"
+        ) as broker:
+            with probing() as probe:
+                stored = await broker.storage.upload(source, encryption_key=key)
+                await broker.storage.download(stored.root_hash, target, encryption_key=key)
+    assert target.read_bytes() == source.read_bytes()
     assert probe.waited == []
     assert probe.worst < LIMIT, probe.what
 

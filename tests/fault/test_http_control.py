@@ -1,9 +1,11 @@
 """Control calls against real servers that behave badly."""
 
+import contextlib
 import gzip
 import logging
 import socket
 import ssl
+import sys
 import traceback
 
 import aiohttp
@@ -22,7 +24,7 @@ from zg_async.errors import (
     ProviderUnavailableError,
 )
 from zg_async.transport.egress import Egress, JudgingResolver
-from zg_async.transport.http import Http, HttpSettings
+from zg_async.transport.http import KIB, Http, HttpSettings
 from zg_async.transport.retry import RetryPolicy
 
 FAST = RetryPolicy(attempts=3, base=0.0)
@@ -337,12 +339,45 @@ async def test_a_dripping_provider_ends_a_control_call(clock):
             await http.request("POST", base)
 
 
+@contextlib.asynccontextmanager
+async def _nobody_accepts():
+    """A port whose queue of connections is full, so that the next one isn't answered."""
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
+        for _ in range(2):
+            waiting = stack.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(listener.getsockname())
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+
+
 @pytest.mark.goal("TX-05", part="separate time-outs")
 @pytest.mark.slow
-async def test_silence_ends_a_call_by_the_idle_timeout_alone(clock):
-    async with raw_serving(b"", hold=30) as (base, _), client(clock, idle_timeout=0.3) as http:
-        with pytest.raises(ProviderUnavailableError, match="idle"):
-            await http.request("POST", base)
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a full queue refuses connections")
+async def test_each_time_out_ends_a_call_alone(clock):
+    async def dripping(request):
+        answer = web.StreamResponse()
+        await answer.prepare(request)
+        while True:
+            await answer.write(b".")
+            await anyio.sleep(0.05)
+
+    async def call(base, *, read_timeout=None, **time_outs):
+        long = {"connect_timeout": 30, "idle_timeout": 30, "control_timeout": 30}
+        async with client(clock, **{**long, **time_outs}) as http:
+            with pytest.raises(ProviderUnavailableError) as caught:
+                async with http.exchange("POST", base, read_timeout=read_timeout) as answer:
+                    await answer.reply(limit=KIB)
+        return str(caught.value)
+
+    with anyio.fail_after(20):
+        async with _nobody_accepts() as base:
+            assert "connect" in await call(base, connect_timeout=0.3)
+        async with raw_serving(b"", hold=30) as (base, _):
+            assert "idle" in await call(base, idle_timeout=0.3)
+            assert "idle" in await call(base, read_timeout=0.3)
+        async with serving(dripping) as base:
+            assert "within the time-out" in await call(base, control_timeout=0.3)
 
 
 async def test_no_connection_is_named(clock):

@@ -127,6 +127,7 @@ def test_text_rows_are_fine_for_0g_storage():
     assert check({"text": "one"}, tee=False).warnings == ()
 
 
+@pytest.mark.goal("DAT-01", part="duplicate rows")
 def test_smaller_losses_are_warned_of_too():
     report = check(
         {**GOOD, "id": 7, "source": "x"},
@@ -180,6 +181,7 @@ def test_ordinary_text_is_no_credential():
     assert check({"instruction": text, "output": "b"}).warnings == ()
 
 
+@pytest.mark.goal("DAT-01", part="minimum count and size limit")
 def test_limits_of_file_line_and_count():
     over = check(GOOD, max_size=10)
     assert codes(over.errors) == [(0, "too_large")]
