@@ -79,6 +79,7 @@ class ProviderNode:
         self.port = 0
         self._runner: web.AppRunner | None = None
         self._background = Background()
+        self._publishing = anyio.Lock()
         self._workers: Workers | None = None
 
     @property
@@ -129,8 +130,9 @@ class ProviderNode:
         await self.wallet.send(self.service_call(occupied=False, stake=stake))
 
     async def publish(self, *, occupied: bool) -> None:
-        """Write the service's record with its present settings."""
-        await self.wallet.send(self.service_call(occupied=occupied))
+        """Write the service's record with its present settings; the gas of two at once would be estimated too low."""
+        async with self._publishing:
+            await self.wallet.send(self.service_call(occupied=occupied))
 
     def service_call(self, *, occupied: bool, stake: int = 0) -> Call[None]:
         """Return the call that registers or updates the service."""
