@@ -1,6 +1,9 @@
 """The status page: over its routes, and as a browser shows it."""
 
 import json
+import os
+import signal
+import sys
 
 import aiohttp
 import anyio
@@ -93,6 +96,26 @@ async def test_the_page_is_open_and_what_it_shows_is_not(devnet, tmp_path):
                 f"{url}/api/jobs/x/loss", headers={"Authorization": f"Bearer {page.token}"}
             ) as reply:
                 assert reply.status == 404
+
+
+async def test_the_command_serves_it_until_it_is_interrupted(devnet, key, tmp_path):
+    place = tmp_path / "address"
+    env = {**os.environ, "ZG_PRIVATE_KEY": key, "ZG_STATE_DIR": str(tmp_path / "state")}
+    command = ["ui", "start-web", "-p", "0", "--network", "local", "--rpc", devnet.rpc_url, "--token-file", str(place)]
+    async with await anyio.open_process(
+        [sys.executable, "-m", "zg_async.cli.main", *command], env=env, stderr=None
+    ) as process:
+        shown = (await process.stdout.receive()).decode().strip()
+        assert place.stat().st_mode & 0o777 == 0o600
+        address, _, token = place.read_text().strip().partition("/#token=")
+        assert shown == address  # the token is in the file alone
+        async with (
+            aiohttp.ClientSession() as session,
+            session.get(f"{address}/api/stream", headers={"Authorization": f"Bearer {token}"}) as reply,
+        ):
+            assert (await anext(changes(reply)))[0] == "begin"
+            process.send_signal(signal.SIGINT)
+            assert await process.wait() == 130
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="Chromium isn't installed")

@@ -95,6 +95,7 @@ COMMANDS: Final[tuple[tuple[str, str], ...]] = (
     # here
     ("demo", "demo:demo"),
     ("devnet", "devnet:app"),
+    ("ui", "ui:app"),
 )
 """Each command's words and where it is; modules are imported when their command is used."""
 HIDDEN: Final[tuple[tuple[str, str], ...]] = (
@@ -127,6 +128,7 @@ SPELLINGS: Final[tuple[tuple[str, str], ...]] = (
             "list-adapters",
         )
     ),
+    ("web-ui", "ui"),
     ("get-task-log", "fine-tuning get-log"),
     ("fine-tuning get-task-log", "fine-tuning get-log"),
     ("task create", "fine-tuning create-task"),

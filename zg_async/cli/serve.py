@@ -12,7 +12,7 @@ from cyclopts import Parameter
 
 from zg_async.cli.opening import PAYING, Paying, open_broker
 from zg_async.cli.output import note, print_json
-from zg_async.errors import ConfigError
+from zg_async.paths import write_private
 from zg_async.units import parse_amount
 
 if TYPE_CHECKING:
@@ -151,8 +151,4 @@ async def _run(
 
 
 def _write_secret(path: Path, text: str) -> None:
-    try:
-        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as file:
-            file.write(text + "\n")
-    except OSError as error:
-        raise ConfigError(f"the token can't be written: {error.strerror}") from error
+    write_private(path, f"{text}\n".encode(), what="token", replace=True)
