@@ -1,5 +1,6 @@
 """No value leaves past a limit: not many at once, not after a restart, not piece by piece."""
 
+import functools
 import re
 
 import anyio
@@ -8,6 +9,7 @@ import pytest
 from tests.devnet.conftest import DATASET, MODEL, PARAMS, open_broker
 from zg_async import ConfigError, JobFailedError, JobRunner, JobSpec, LimitError, SpendLimits, create_broker
 from zg_async.units import parse_amount
+from zg_async.wire.contracts import LedgerContract
 
 pytestmark = pytest.mark.slow
 OG = 10**18
@@ -92,6 +94,30 @@ async def test_the_first_transfer_to_a_provider_asks_and_later_ones_dont(devnet,
     async with limited(consent=consent) as broker:
         await broker.ledger.transfer_fund(provider, "fine-tuning", "1")
     assert len(asked) == 2
+
+
+@pytest.mark.goal("SEC-10", part="the first spending is asked about")
+async def test_the_first_spending_of_a_wallet_is_asked_about_once_with_the_sum(limited):
+    asked, answers = [], [False, True]
+
+    async def ask(first):
+        asked.append(first)
+        return answers.pop(0)
+
+    async with limited(first_spending=ask) as broker:
+        with pytest.raises(LimitError, match="first spending"):
+            await broker.ledger.add_ledger("3")
+        assert await broker.chain.transaction_count(broker.address) == 0
+        async with anyio.create_task_group() as group:  # two payers at once: one question
+            for _ in range(2):
+                call = LedgerContract(broker.network.ledger).deposit_fund_for(broker.address, value=3 * OG)
+                group.start_soon(functools.partial(broker.chain.write, call, wallet=broker.address))
+        await broker.ledger.deposit_fund("1")
+    async with limited(first_spending=ask) as broker:  # another process: the outbox remembers
+        await broker.ledger.deposit_fund("1")
+    assert [(first.wallet, first.name) for first in asked[:1]] == [(broker.address, "LedgerManager.addLedger")]
+    assert len(asked) == 2
+    assert 3 * OG < asked[0].amount < 4 * OG
 
 
 @pytest.mark.goal("SEC-05", part="per run")

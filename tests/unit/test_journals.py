@@ -1,8 +1,10 @@
 """Journals of released versions are read for ever; newer ones are refused with instructions. And a journal's upkeep."""
 
 import json
+import os
 import shutil
 import sqlite3
+import stat
 from contextlib import closing
 
 import pytest
@@ -49,6 +51,7 @@ async def test_a_journal_of_an_older_release_opens_and_its_jobs_stand_where_they
     shutil.copy(HERE / f"{version}.head", tmp_path / "jobs.sqlite.head")
     with closing(sqlite3.connect(tmp_path / "jobs.sqlite")) as db:
         db.executescript((HERE / f"{version}.sql").read_text())
+    (tmp_path / "jobs.sqlite").chmod(0o600)
     old = SqliteStore(tmp_path / "jobs.sqlite")
     await old.open(OWNER)
     assert old.damage is None
@@ -84,6 +87,19 @@ async def test_a_journal_says_where_it_is_and_how_large(store, tmp_path):
     info = await store.info()
     assert (info.path, info.jobs, info.events) == (str(tmp_path / "jobs.sqlite"), 2, 3)
     assert info.size > 4096
+
+
+@pytest.mark.skipif(os.name == "nt", reason="modes are of POSIX")
+@pytest.mark.goal("SEC-04", part="journal")
+async def test_a_journal_is_for_its_owner_only_and_refused_otherwise(store, tmp_path):
+    await store.append("job-1", e.CancelRequested())
+    await store.backup(tmp_path / "copy.sqlite")
+    files = {path.name: stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()}
+    assert set(files) >= {"jobs.sqlite", "jobs.sqlite.head", "copy.sqlite", "copy.sqlite.head"}
+    assert set(files.values()) == {0o600}
+    (tmp_path / "copy.sqlite").chmod(0o640)
+    with pytest.raises(ConfigError, match="chmod 600"):
+        await SqliteStore(tmp_path / "copy.sqlite").open(OWNER)
 
 
 @pytest.mark.goal("DUR-08", part="backup while running")

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from zg_async.errors import ClosedError, JournalError
+from zg_async.errors import ClosedError, ConfigError, JournalError
 from zg_async.transport.book import LaneBook, Misfit
 from zg_async.transport.outbox import MemoryOutbox
 from zg_async.transport.rows import (
@@ -246,6 +246,20 @@ async def test_file_and_folder_are_for_their_owner_only(tmp_path):
     for file in path.parent.iterdir():
         assert stat.S_IMODE(file.stat().st_mode) == 0o600, file
     await outbox.aclose()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="modes are of POSIX")
+@pytest.mark.goal("SEC-04", part="outbox")
+async def test_a_file_that_others_can_read_is_refused_with_the_fix(tmp_path):
+    path = tmp_path / "outbox.sqlite"
+    first = SqliteOutbox(path)
+    await first.refresh(LANE)
+    await first.aclose()
+    path.chmod(0o644)
+    second = SqliteOutbox(path)
+    with pytest.raises(ConfigError, match=f"chmod 600 {path}"):
+        await second.refresh(LANE)
+    await second.aclose()
 
 
 async def test_what_cannot_be_recorded_is_an_error_and_leaves_no_trace(tmp_path, monkeypatch):

@@ -33,7 +33,7 @@ from zg_async.errors import ClosedError, ConfigError, JournalError
 from zg_async.jobs.events import Event, JobReconciled, event_body, event_from_json
 from zg_async.jobs.state import fold
 from zg_async.jobs.store import News, Owner, check_owner, check_writable, process_name
-from zg_async.paths import make_private_dir, state_dir
+from zg_async.paths import make_private_dir, require_private, state_dir, write_private
 from zg_async.wire.records import JobId
 
 _T = TypeVar("_T")
@@ -435,7 +435,8 @@ class SqliteStore:
                 os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
                 with closing(sqlite3.connect(path)) as other:
                     self._require().backup(other)
-                shutil.copyfile(self._head_path, path.with_name(path.name + ".head"))
+                head = path.with_name(path.name + ".head")
+                write_private(head, self._head_path.read_bytes(), what="backup's head", replace=True)
             except OSError as error:
                 raise ConfigError(f"can't back the journal up to {path}: {error.strerror}") from error
 
@@ -562,6 +563,7 @@ def _file_name(owner: Owner) -> str:
 
 def _connect(path: Path) -> sqlite3.Connection:
     os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))  # SQLite gives its -wal and -shm the same mode
+    require_private(path, what="journal")
     db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=10)
     try:
         db.execute("pragma journal_mode = wal")

@@ -21,7 +21,7 @@ from zg_async.wire.hashing import keccak256
 from zg_async.wire.strict_json import BadJsonError, decode_json
 
 _SIZE: Final = 64 * 1024
-SCRYPT_N: Final = 2**18
+SCRYPT_N = 2**18
 _MIN_N: Final = 2**12
 _MAX_N: Final = 2**20
 _MAX_MEMORY: Final = 2**30

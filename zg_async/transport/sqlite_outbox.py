@@ -28,7 +28,7 @@ import anyio.to_thread
 
 from zg_async.errors import ClosedError, JournalError
 from zg_async.logs import get_logger
-from zg_async.paths import make_private_dir
+from zg_async.paths import make_private_dir, require_private
 from zg_async.transport.audit import AuditFile, entry_line, signature_line
 from zg_async.transport.book import LaneBook, Misfit, link
 from zg_async.transport.rows import Entry, LaneId
@@ -128,6 +128,7 @@ class SqliteOutbox:
     def _connect(self) -> sqlite3.Connection:
         with contextlib.suppress(FileExistsError):
             os.close(os.open(self._path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+        require_private(self._path, what="outbox")
         db = sqlite3.connect(self._path, timeout=_BUSY, isolation_level=None, check_same_thread=False)
         db.text_factory = lambda text: text.decode(errors="replace")
         try:
