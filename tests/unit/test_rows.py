@@ -7,6 +7,7 @@ import tracemalloc
 
 import pytest
 
+from tests.devnet.conftest import PARAMS
 from tests.golden import ids, vectors
 from zg_async.errors import TrainingParamsError
 from zg_async.wire import rows
@@ -354,3 +355,11 @@ def test_a_names_escape_sequences_are_not_repeated():
     with pytest.raises(TrainingParamsError) as caught:
         check_training_params('{"\\u001b[2J": 1}')
     assert "\x1b" not in str(caught.value)
+
+
+@pytest.mark.parametrize("number", ["1e-999", "1E-999999999", "1e300"])
+def test_a_number_of_no_ordinary_size_is_an_error_of_its_parameter(number):
+    text = json.dumps(PARAMS | {"learning_rate": "X"}).replace('"X"', number)
+    with pytest.raises(TrainingParamsError, match="between") as caught:
+        check_training_params(text)
+    assert caught.value.parameter == "learning_rate"

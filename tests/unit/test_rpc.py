@@ -245,7 +245,9 @@ def test_quantities_and_bytes_are_read():
 
 @pytest.mark.parametrize(
     ("text", "seconds"),
-    [("7", 7.0), ("0", 0.0), ("", None), ("-5", None), ("soon", None), ("9" * 40, None), ("1.5", None)],
+    [("7", 7.0), ("0", 0.0), ("", None), ("-5", None), ("soon", None), ("9" * 40, None), ("1.5", None)]
+    + [(f"Fri, 20 Nov {year} 18:00:00 GMT", None) for year in ("9" * 20, "99999")]
+    + [("Fri, 20 Nov 2026 18:99999999999999999999", None), ("Fri, 20 Nov 2026 18:00:00 +9999999999999999", None)],
 )
 def test_retry_after_is_read_and_noise_ignored(text, seconds):
     assert retry_after({"retry-after": text}) == seconds
@@ -253,3 +255,10 @@ def test_retry_after_is_read_and_noise_ignored(text, seconds):
 
 def test_a_past_retry_after_date_is_zero():
     assert retry_after({"retry-after": "Wed, 21 Oct 2015 07:28:00 GMT"}) == 0.0
+
+
+@pytest.mark.parametrize("number", [[], {}, 1.0, True, "1"])
+async def test_an_answer_whose_id_is_no_number_answers_nothing(clock, number):
+    async with serve(lambda _: {"jsonrpc": "2.0", "id": number, "result": "0x1"}, clock) as rpc:
+        with pytest.raises(RpcError, match="unanswered"):
+            await rpc.request("eth_blockNumber", [])

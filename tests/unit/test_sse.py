@@ -1,12 +1,13 @@
 """Server-sent events and chat chunks."""
 
 import json
+import time
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zg_async.wire.sse import ChatAssembler, ChatStreamParser, SseParser, StreamError
+from zg_async.wire.sse import ChatAssembler, ChatChunk, ChatDelta, ChatStreamParser, SseParser, StreamError
 
 
 def events(*pieces: bytes, **options) -> list[tuple[str, bytes]]:
@@ -145,3 +146,13 @@ def test_several_answers_and_tool_calls_are_put_together():
     assert raw["choices"][1]["message"]["content"] == "other"
     call = raw["choices"][0]["message"]["tool_calls"][0]
     assert (call["id"], call["function"]) == ("t1", {"name": "f", "arguments": '{"a":1}'})
+
+
+def test_a_call_in_very_many_pieces_is_put_together_in_linear_time():
+    piece = ChatDelta(tool_calls=({"index": 0, "function": {"name": "f", "arguments": "x" * 2000}},))
+    assembler, started = ChatAssembler(), time.process_time()
+    for _ in range(8000):
+        assembler.add(ChatChunk(deltas=(piece,), usage=None, raw={}))
+    call = assembler.answer(response_key=None).raw["choices"][0]["message"]["tool_calls"][0]
+    assert len(call["function"]["arguments"]) == 16_000_000
+    assert time.process_time() - started < 2

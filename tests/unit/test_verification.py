@@ -1,5 +1,6 @@
 """Verification fails closed: nothing but the valid report is verified."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -203,6 +204,28 @@ def test_a_saved_record_gives_the_same_result_offline(tmp_path):
         assert again.checks == result.checks
         assert again.verified is result.verified
         assert evidence_from_json(result.evidence.to_json()) == result.evidence
+
+
+def _places(value, path=()):
+    if path:
+        yield path
+    for key, inner in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
+        yield from _places(inner, (*path, key))
+
+
+@pytest.mark.slow
+def test_a_record_with_anything_in_any_place_is_judged_or_refused_with_one_error(tmp_path):
+    text, path = json.dumps(judged(pins=pins_of(judged())).to_json()), tmp_path / "record.json"
+    for place in _places(json.loads(text)["evidence"]):
+        for junk in (None, [], 1e308, "2026-01-01T00:00:00"):
+            value = json.loads(text)
+            target = value["evidence"]
+            for step in place[:-1]:
+                target = target[step]
+            target[place[-1]] = junk
+            path.write_text(json.dumps(value))
+            with contextlib.suppress(AttestationError):
+                recheck_report(path, root=ROOT)
 
 
 def test_a_records_own_words_arent_believed(tmp_path):

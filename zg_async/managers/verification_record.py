@@ -12,7 +12,7 @@ from typing import Any, Final, Literal
 from zg_async.errors import AttestationError, ConfigError
 from zg_async.transport.tee import ChainResult, TeePolicy, not_checked, verify_chain
 from zg_async.wire.attestation import CHAIN, MANDATORY, Check, QuoteReport, check_llm_quote, check_quote
-from zg_async.wire.hashing import parse_address
+from zg_async.wire.hashing import checksum_address
 from zg_async.wire.records import Address
 from zg_async.wire.strict_json import BadJsonError, decode_json
 
@@ -21,6 +21,9 @@ RECORD_LIMIT: Final = 64 * 1024 * 1024
 _PINNED: Final = ("mrtd", "rtmr0", "rtmr1", "rtmr2")
 """Register 3 holds the compose hash, and numbers of one machine."""
 _VERSION: Final = 1
+_LATEST: Final = 253_402_300_799
+"""The end of the year 9999, as unix time."""
+_LARGEST: Final = 2**31 - 1
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -243,13 +246,13 @@ def evidence_from_json(value: Mapping[str, Any]) -> Evidence:
     pins = value["pins"]
     return Evidence(
         kind=value["kind"],
-        provider=parse_address(value["provider"]),
+        provider=checksum_address(_text(value["provider"])),
         network=str(value["network"]),
         approved=value["approved"] is True,
         reports=tuple(_fetched(one) for one in value["reports"]),
         pins=None if pins is None else {str(name): pin_from_json(pin) for name, pin in pins.items()},
         policy=_policy(value["policy"]),
-        checked_at=float(value["checked_at"]),
+        checked_at=_number(value["checked_at"], _LATEST),
     )
 
 
@@ -261,26 +264,63 @@ def pin_from_json(value: Mapping[str, Any]) -> Pin:
         KeyError: A part is missing.
         TypeError: A part is of another kind.
     """
+    issued_at = _text(value["issued_at"])
+    if issued_at and dt.datetime.fromisoformat(issued_at).tzinfo is None:
+        raise ValueError("a time without its zone")
     return Pin(
-        signer=str(value["signer"]),
-        compose_hash=str(value["compose_hash"]),
-        measurements={str(k): str(v) for k, v in value["measurements"].items()},
-        evaluation=int(value["evaluation"]),
-        issued_at=str(value["issued_at"]),
+        signer=_text(value["signer"]),
+        compose_hash=_text(value["compose_hash"]),
+        measurements={str(k): _text(v) for k, v in value["measurements"].items()},
+        evaluation=_whole(value["evaluation"]),
+        issued_at=issued_at,
     )
 
 
 def _fetched(value: Mapping[str, Any]) -> FetchedReport:
+    header, collateral = value["header_signature"], value["collateral"]
     try:
-        body = base64.b64decode(value["body"], validate=True)
+        body = base64.b64decode(_text(value["body"]), validate=True)
     except binascii.Error as error:
         raise ValueError("the report isn't base64") from error
-    return FetchedReport(**{**value, "body": body})
+    return FetchedReport(
+        name=_text(value["name"]),
+        body=body,
+        header_signature=None if header is None else _text(header),
+        expected_signer=_text(value["expected_signer"]),
+        collateral=None if collateral is None else {str(k): v for k, v in collateral.items()},
+        no_collateral=_text(value["no_collateral"]),
+    )
 
 
 def _policy(value: Mapping[str, Any]) -> TeePolicy:
-    names = ("statuses", "rejected_advisories", "allowed_images")
-    return TeePolicy(**{**value, **{name: tuple(str(v) for v in value[name]) for name in names}})
+    lists = ("statuses", "rejected_advisories", "allowed_images")
+    numbers = ("min_evaluation", "grace_days")
+    return TeePolicy(
+        **{
+            **value,
+            **{name: tuple(_text(v) for v in value[name]) for name in lists},
+            **{name: _whole(value[name]) for name in numbers},
+            "valid_seconds": _number(value["valid_seconds"], _LARGEST),
+        }
+    )
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError("text expected")
+    return value
+
+
+def _number(value: Any, limit: int) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= limit:
+        raise TypeError("a number expected")
+    return value
+
+
+def _whole(value: Any) -> int:
+    if type(value) is not int or not 0 <= value <= _LARGEST:
+        raise TypeError("a whole number expected")
+    return value
 
 
 def _prefix(name: str) -> str:

@@ -311,7 +311,8 @@ def _parse_reply(host: str, status: int, headers: dict[str, str], data: bytes, l
 
 
 def _by_id(answers: Iterable[Any], ids: Sequence[int]) -> list[dict[str, Any]]:
-    found = {answer["id"]: answer for answer in answers if isinstance(answer, dict) and "id" in answer}
+    rows = [answer for answer in answers if isinstance(answer, dict) and "id" in answer]
+    found = {row["id"]: row for row in rows if row["id"] is None or type(row["id"]) is int}
     if len(ids) == 1 and None in found:  # an error before the id was read
         found.setdefault(ids[0], found[None])
     missing = {"error": {"message": "the node left this request unanswered"}}
@@ -338,10 +339,9 @@ def retry_after(headers: dict[str, str]) -> float | None:
         return float(text)
     try:
         at = email.utils.parsedate_to_datetime(text)
-    except ValueError:
+        return max((at - dt.datetime.now(at.tzinfo)).total_seconds(), 0.0)
+    except (ValueError, OverflowError, TypeError):
         return None
-    now = dt.datetime.now(at.tzinfo)
-    return max((at - now).total_seconds(), 0.0)
 
 
 def quantity(value: Any) -> int:

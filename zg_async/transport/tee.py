@@ -236,7 +236,8 @@ def _der_hex(body: bytes) -> str:
 def _issued(tcb_info: str | None) -> dt.datetime | None:
     try:
         value = decode_json(tcb_info or "", limit=_LIMIT)
-        return dt.datetime.fromisoformat(value["issueDate"])
+        issued = dt.datetime.fromisoformat(value["issueDate"])
+        return issued if issued.tzinfo is not None else None
     except (BadJsonError, ValueError, KeyError, TypeError):
         return None
 

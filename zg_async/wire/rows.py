@@ -477,7 +477,7 @@ def _checked(name: str, value: Any) -> Number:
     if isinstance(value, bool) or not isinstance(value, Number):
         raise TrainingParamsError(f"{name} has to be a number", parameter=name, hint=_bounds_hint(name))
     number = value if isinstance(value, Decimal) else Decimal(str(value))
-    if name == "learning_rate" and isinstance(value, _Exponent):
+    if name == "learning_rate" and isinstance(value, _Exponent) and abs(number.adjusted()) <= _ORDINARY:
         raise TrainingParamsError(
             f"{name} is written with an exponent", parameter=name, hint=f"Write {decimal_text(number)}."
         )
@@ -513,6 +513,10 @@ def _bounds_hint(name: str) -> str:
     return f"Write a {'whole ' if whole else ''}number {_bounds_text(name, low, high)}, without quotes"
 
 
+_ORDINARY: Final = 100
+"""Places before or behind the point of a number that is written out."""
+
+
 def decimal_text(number: Number | str) -> str:
     """Write a number in plain decimal, without exponent: 0.00001, never 1e-05.
 
@@ -523,7 +527,7 @@ def decimal_text(number: Number | str) -> str:
         value = Decimal(str(number))
     except InvalidOperation:
         raise ValueError(f"not a number: {printable(str(number), limit=40)}") from None
-    if not value.is_finite() or abs(value.adjusted()) > 100:
+    if not value.is_finite() or abs(value.adjusted()) > _ORDINARY:
         raise ValueError(f"not a number of ordinary size: {printable(str(number), limit=40)}")
     text = f"{value:f}"
     return text.rstrip("0").rstrip(".") if "." in text else text

@@ -5,7 +5,7 @@ Source: WHATWG HTML 9.2 (parsing), OpenAI chat completion chunks, 0g-serving-bro
 """
 
 import re
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -258,13 +258,26 @@ class ChatAssembler:
         )
 
 
+class _ToolCall:
+    """Pieces are joined at the end: a long call comes in very many."""
+
+    def __init__(self) -> None:
+        self.id, self.type = "", "function"
+        self.name: list[str] = []
+        self.arguments: list[str] = []
+
+    def to_json(self) -> dict[str, Any]:
+        function = {"name": "".join(self.name), "arguments": "".join(self.arguments)} if self.name else {}
+        return {"id": self.id, "type": self.type, "function": function}
+
+
 class _Choice:
     def __init__(self) -> None:
         self.content: list[str] = []
         self.reasoning: list[str] = []
         self.role = "assistant"
         self.finish_reason: str | None = None
-        self.calls: dict[int, dict[str, Any]] = {}
+        self.calls: dict[int, _ToolCall] = {}
 
     def add(self, delta: ChatDelta) -> None:
         if delta.content:
@@ -278,21 +291,17 @@ class _Choice:
 
     def _add_call(self, piece: Mapping[str, Any]) -> None:
         index = piece.get("index")
-        call = self.calls.setdefault(
-            index if type(index) is int else len(self.calls), {"id": "", "type": "function", "function": {}}
-        )
-        for key in ("id", "type"):
-            call[key] = _text(piece, key) or call[key]
-        function, known = piece.get("function"), call["function"]
+        call = self.calls.setdefault(index if type(index) is int else len(self.calls), _ToolCall())
+        call.id, call.type = _text(piece, "id") or call.id, _text(piece, "type") or call.type
+        function = piece.get("function")
         if isinstance(function, dict):
-            known["name"] = known.get("name", "") + (_text(function, "name") or "")
-            known["arguments"] = known.get("arguments", "") + (_text(function, "arguments") or "")
+            call.name.append(_text(function, "name") or "")
+            call.arguments.append(_text(function, "arguments") or "")
 
     def to_json(self, index: int) -> dict[str, Any]:
         message: dict[str, Any] = {"role": self.role, "content": "".join(self.content)}
         if self.reasoning:
             message["reasoning_content"] = "".join(self.reasoning)
         if self.calls:
-            calls: Sequence[dict[str, Any]] = [self.calls[n] for n in sorted(self.calls)]
-            message["tool_calls"] = calls
+            message["tool_calls"] = [self.calls[n].to_json() for n in sorted(self.calls)]
         return {"index": index, "message": message, "finish_reason": self.finish_reason}

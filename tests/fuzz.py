@@ -1,0 +1,185 @@
+"""Bends good inputs of every parser of outside bytes: `python -m tests.fuzz [--seed N] [--seconds S] [TARGET ...]`.
+
+Hypothesis draws which example and what to change in it, and shrinks what fails to the fewest changes. A parser may
+raise its declared errors and nothing else, within 100 ms of its own time and 64 MiB, each for every MiB of input begun.
+Memory is measured in one of 16 executions. The suite runs a sample; the command prints how much of each it ran.
+"""
+
+import argparse
+import dataclasses
+import gc
+import sys
+import time
+import tracemalloc
+import warnings
+import zlib
+from collections.abc import Sequence
+
+from hypothesis import HealthCheck, Phase, given, note, seed, settings
+from hypothesis import strategies as st
+
+MIB = 2**20
+SECONDS = 0.1
+MEMORY = 64 * MIB
+EVERY = 16
+"""One execution in so many is measured in memory."""
+WORDS = (
+    b"", b"\0", b"\xff\xff\xff\xff", b"\x80" + bytes(31), b"\xff" * 32, b'"', b"\\", b"{", b"[", b"]", b"}", b",", b":",
+    b"null", b"true", b"-1", b"0", b"1e999", b"NaN", b"99999999999999999999", b"1" * 400, b'{"a":1}', b"[[]]", b"\n",
+    b"\r", b"\xed\xa0\x80", b"\\ud800", b"\xe2\x80\xae", b"\x1b[31m", b"data: ", b"data:\n\n", b"0x", b"=", b"|",
+    b"PK\3\4", b"PK\5\6", b"../", b"event", b"index", b"id", b" ", b"'", b"loss",
+)  # fmt: skip
+
+
+@dataclasses.dataclass
+class Tally:
+    """What was run of a target."""
+
+    executions: int = 0
+    refused: int = 0
+    slowest: float = 0.0
+    peak: int = 0
+
+
+class OverLimitError(AssertionError):
+    """A parser took too long, or too much memory."""
+
+
+def bent(plan: bytes, seeds: Sequence[bytes]) -> bytes:
+    """Read a plan: which good input to take, and one to seven changes of five bytes each; or bytes as they are."""
+    if not plan or plan[0] == 255:
+        return plan[1:]
+    data = bytearray(seeds[plan[0] % len(seeds)])
+    changes = (1, 1, 2, 7)[plan[1] % 4]
+    for start in range(2, min(len(plan) - 4, 2 + 5 * changes), 5):
+        kind, size, word = plan[start], plan[start + 3], WORDS[plan[start + 4] % len(WORDS)]
+        at = int.from_bytes(plan[start + 1 : start + 3], "big") % (len(data) + 1)
+        match kind % 7:
+            case 0:
+                data[at : at + 1] = bytes([data[at] ^ 1 << size % 8]) if at < len(data) else b""
+            case 1:
+                del data[at : at + size]
+            case 2:
+                data[at:at] = word
+            case 3:
+                data[at : at + len(word)] = word
+            case 4:
+                data[at:at] = data[at : at + size] * (1 + size % 5)
+            case 5:
+                del data[at:]
+            case 6:  # a value of JSON in another's place
+                end = next((i for i in range(at, len(data)) if data[i] in b",]}"), len(data))
+                begin = max((i for i in range(max(at - 300, 0), at) if data[i] in b":[,"), default=0)
+                data[begin + 1 : end] = word
+    return bytes(data)
+
+
+def execute(name: str, data: bytes, tally: Tally) -> None:
+    """Feed one input to a target.
+
+    Raises:
+        OverLimitError: It took too long or too much.
+        Exception: What a parser must not raise.
+    """
+    from tests.fuzz_targets import TARGETS
+
+    target = TARGETS[name]
+    pieces = max(1.0, len(data) / MIB)
+    tally.executions += 1
+    if zlib.crc32(data) % EVERY == 0:
+        tracemalloc.start()
+        try:
+            _once(target, data, tally)
+            peak = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+        tally.peak = max(tally.peak, peak)
+        if peak > MEMORY * pieces:
+            raise OverLimitError(f"{name}: {peak} bytes for an input of {len(data)}")
+        return
+    took = _once(target, data, tally)
+    for _ in range(3):  # the collector, or the machine, may have been in the way
+        if took <= SECONDS * pieces:
+            break
+        gc.collect()
+        took = min(took, _once(target, data, tally))
+    tally.slowest = max(tally.slowest, took)
+    if took > SECONDS * pieces:
+        raise OverLimitError(f"{name}: {took:.3f} s for an input of {len(data)}")
+
+
+def _once(target, data: bytes, tally: Tally) -> float:  # type: ignore[no-untyped-def]
+    started = time.thread_time()
+    try:
+        target.run(data)
+    except target.errors:
+        tally.refused += 1
+    return time.thread_time() - started
+
+
+def campaign(name: str, *, examples: int, number: int = 0) -> Tally:
+    """Run a target's good inputs and so many others; the same number gives the same inputs."""
+    from tests.fuzz_targets import TARGETS
+
+    tally, seeds = Tally(), TARGETS[name].seeds
+    for example in seeds:
+        execute(name, example, tally)
+    if tally.refused:
+        raise AssertionError(f"{name}: a good input is refused")
+
+    @seed(number)
+    @settings(
+        max_examples=examples,
+        deadline=None,
+        database=None,
+        suppress_health_check=list(HealthCheck),
+        phases=(Phase.generate, Phase.shrink),
+    )
+    @given(st.binary(min_size=16, max_size=41))
+    def run(plan: bytes) -> None:
+        data = bent(plan, seeds)
+        note(f"the input was {data[:2000]!r}")
+        execute(name, data, tally)
+
+    run()
+    return tally
+
+
+def main(arguments: list[str]) -> int:
+    from tests.fuzz_targets import TARGETS
+
+    parser = argparse.ArgumentParser(prog="python -m tests.fuzz")
+    parser.add_argument("targets", nargs="*", metavar="TARGET", help=f"of: {', '.join(TARGETS)}")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seconds", type=float, default=60.0)
+    options = parser.parse_args(arguments)
+    names = options.targets or list(TARGETS)
+    warnings.simplefilter("ignore")
+    failed, total = 0, 0
+    for name in names:
+        until = time.monotonic() + options.seconds / len(names)
+        tally, number = Tally(), options.seed
+        problem = ""
+        while time.monotonic() < until and not problem:
+            try:
+                part = campaign(name, examples=200, number=number)
+            except Exception as error:  # noqa: BLE001 - the whole point
+                notes = " ".join(getattr(error, "__notes__", []))
+                problem = f"{type(error).__name__}: {str(error)[:300]} {notes[:600]}"
+                failed += 1
+                break
+            number += 1
+            tally.executions += part.executions
+            tally.refused += part.refused
+            tally.slowest, tally.peak = max(tally.slowest, part.slowest), max(tally.peak, part.peak)
+        total += tally.executions
+        print(
+            f"{name:<20}{tally.executions:>9} executions {tally.refused:>9} refused  slowest "
+            f"{tally.slowest * 1000:6.1f} ms  peak {tally.peak / MIB:6.2f} MiB  {problem or 'ok'}"
+        )
+    print(f"{total} executions, {failed} targets failed")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
