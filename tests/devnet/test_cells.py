@@ -1,4 +1,4 @@
-"""In a notebook: each cell awaits at its top level, in a task of its own, and blocking calls work in the running loop."""
+"""Notebooks: each cell awaits at its top level, in a task of its own; blocking calls work inside the running loop."""
 
 import ast
 import asyncio
@@ -16,7 +16,7 @@ from zg_async import create_broker, sync
 broker = await create_broker(KEY, NETWORK, **OPTIONS).__aenter__()
 """,
     'await broker.ledger.add_ledger("4"); await broker.ledger.transfer_fund(PROVIDER, "inference", "2")',
-    "accounts = [await broker.inference.get_account(s.provider) for s in [await broker.inference.get_service(PROVIDER)]]",
+    "accounts = [await broker.inference.get_account(provider) for provider in (PROVIDER,)]",
     """
 pieces = []
 async with broker.inference.chat_stream(PROVIDER, "Hello", max_tokens=5) as stream:

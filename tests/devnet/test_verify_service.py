@@ -6,7 +6,16 @@ from pathlib import Path
 import pytest
 
 from tests.devnet.conftest import DATASET, MODEL, PARAMS, open_broker
-from zg_async import AttestationError, ConfigError, JobFailedError, JobRunner, JobSpec, MemoryStore, recheck_report
+from zg_async import (
+    AttestationError,
+    ConfigError,
+    JobFailedError,
+    JobRunner,
+    JobSpec,
+    MemoryStore,
+    ProviderUnavailableError,
+    recheck_report,
+)
 from zg_async.transport import tee
 
 
@@ -58,18 +67,68 @@ async def test_the_record_without_the_devnets_root_refuses_its_quotes(broker, pr
     assert result.files == ()
 
 
+@pytest.mark.slow
 @pytest.mark.goal("VER-04")
-async def test_a_report_of_another_signer_fails_at_verify_and_at_acknowledge(trusting, devnet, provider):
-    await trusting.ledger.ensure_funded(provider, "fine-tuning", "1")
-    devnet.control("revoke", provider=0)
-    try:
-        result = await trusting.fine_tuning.verify_service(provider, None)
-        assert [c.name for c in result.blocking] == ["approved"]
-        with pytest.raises(AttestationError, match="has not approved"):
-            await trusting.fine_tuning.acknowledge_provider_signer(provider)
-    finally:
-        devnet.control("approve", provider=0)
-    assert (await trusting.fine_tuning.verify_service(provider, None)).verified
+async def test_the_signer_in_the_report_is_the_chains_and_approved_at_every_step(
+    trusting, broker, devnet, key, provider, task, faults, tmp_path
+):
+    """Verified, acknowledged, delivered and decrypted by brokers that don't ask for verified providers."""
+    tuning = broker.fine_tuning
+    await tuning.wait_task(provider, task)
+    model = await tuning.download_model(provider, task, tmp_path)
+    archive = tmp_path / "model.zip"
+    acts = {
+        "acknowledge the provider": lambda: tuning.acknowledge_provider_signer(provider),
+        "acknowledge the delivery": lambda: tuning.acknowledge_deliverable(provider, task, verified=model),
+    }
+    decrypt = {"decrypt": lambda: tuning.decrypt_model(provider, task, model.path, archive)}
+
+    async def refused(acts, words):
+        for act in acts.values():
+            with pytest.raises(AttestationError, match=words):
+                await act()
+
+    async def blocking():
+        return {check.name for check in (await trusting.fine_tuning.verify_service(provider, None)).blocking}
+
+    async def another_signer(acts):
+        faults(foreign_quote=-1)
+        assert await blocking() >= {"signer"}
+        await refused(acts, "signer")
+        devnet.control("clear_faults")
+        devnet.control("revoke", provider=0)
+        try:
+            assert [c.name for c in (await trusting.fine_tuning.verify_service(provider, None)).blocking] == [
+                "approved"
+            ]
+            await refused(acts, "has not approved")
+        finally:
+            devnet.control("approve", provider=0)
+
+    await another_signer(acts)
+    assert not (await tuning.get_deliverable(provider, task)).acknowledged
+    for act in acts.values():
+        await act()
+    await tuning.wait_key(provider, task)
+    async with open_broker(devnet, key, tmp_path / "later") as later:  # has seen no quote yet
+        decrypt["decrypt"] = lambda: later.fine_tuning.decrypt_model(provider, task, model.path, archive)
+        await another_signer(decrypt)
+        assert not archive.exists()
+        await decrypt["decrypt"]()
+    assert archive.exists()
+
+
+async def test_a_provider_that_is_away_keeps_nobody_from_acknowledging(broker, provider, task, tmp_path, monkeypatch):
+    await broker.fine_tuning.wait_task(provider, task)
+    model = await broker.fine_tuning.download_model(provider, task, tmp_path)
+
+    async def away(_):
+        raise ProviderUnavailableError("away")
+
+    monkeypatch.setattr(broker.fine_tuning, "check_provider_quote", away)
+    with pytest.raises(ProviderUnavailableError):
+        await broker.fine_tuning.acknowledge_provider_signer(provider)
+    assert (await broker.fine_tuning.acknowledge_deliverable(provider, task, verified=model)).receipt
 
 
 async def test_what_was_verified_is_pinned_and_an_older_word_stops_until_the_user_decides(

@@ -549,7 +549,14 @@ class FineTuning:
         return DownloadedModel(path=str(path), size=len(data), root_hash=root, matched="keccak256", source="tee")
 
     async def acknowledge_deliverable(
-        self, provider: str, task_id: str, *, verified: DownloadedModel | None, unverified: bool, key: str
+        self,
+        provider: str,
+        task_id: str,
+        *,
+        verified: DownloadedModel | None,
+        unverified: bool,
+        check_signer: bool,
+        key: str,
     ) -> SimpleNamespace:
         deliverable = await self.get_deliverable(provider, task_id)
         if deliverable.acknowledged:

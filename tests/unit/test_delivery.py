@@ -380,6 +380,7 @@ def huge_directory_64():
 
 
 @pytest.mark.goal("DEL-09")
+@pytest.mark.goal("SEC-07", part="zip")
 @pytest.mark.parametrize(
     "make",
     [

@@ -1,5 +1,6 @@
 """The twelve routes of a fine-tuning provider, with their checks in the broker's order (fine-tuning.md 3, 5-12)."""
 
+import hashlib
 import io
 import json
 import uuid
@@ -102,7 +103,8 @@ class Routes:
         node.gate.limit(request)
         asked = request.query.get("legacy")
         legacy = node.settings.legacy_quote if asked is None else asked not in _FALSE
-        quote = build_quote(node.tee_key, legacy=legacy)
+        key = hashlib.sha256(node.tee_key).digest() if node.faults.strikes("foreign_quote") else node.tee_key
+        quote = build_quote(key, legacy=legacy)
         headers = {"ZG-Quote-Signature": quote.signature} if node.settings.quote_signature else {}
         return web.Response(body=quote.body, headers={"Content-Type": "text/plain; charset=utf-8"} | headers)
 

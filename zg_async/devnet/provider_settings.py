@@ -103,6 +103,8 @@ class Faults:
     """Name another hash than the uploaded bytes have."""
     bad_signature: int = 0
     """Sign the tags of the next model files with a key that isn't the TEE signer's."""
+    foreign_quote: int = 0
+    """Give the quote of another TEE, right in itself."""
     signature_error: int = 0
     """Find the task's signature wrong in setup: the task fails at once."""
     queue_full: int = 0

@@ -128,7 +128,8 @@ async def acknowledge_deliverable(work: Work) -> AsyncGenerator[Event, None]:
     keys = work.keys(f"acknowledge_deliverable/{work.task_id}")
     for reminder in reminders(work.state, now_of(work)):
         yield reminder
-    if not _is_last_call(work) and not await work.sent(*keys):
+    may_stop = not _is_last_call(work) and not await work.sent(*keys)
+    if may_stop:
         await check_terms(work)
     model = work.state.model
     if model is not None and not await anyio.Path(model.path).exists():
@@ -141,6 +142,7 @@ async def acknowledge_deliverable(work: Work) -> AsyncGenerator[Event, None]:
         work.task_id,
         verified=None if model is None else _as_downloaded(model),
         unverified=model is None,
+        check_signer=may_stop,
         key=keys[-1],
     )
     yield DeliverableAcknowledged(transactions=await work.sent(*keys))

@@ -13,6 +13,7 @@ import anyio
 
 from zg_async.errors import (
     AccountNotFoundError,
+    AttestationError,
     ConfigError,
     KeyNotReleasedError,
     LostKeyError,
@@ -32,6 +33,7 @@ from zg_async.managers.task_changes import TaskChange, TaskStateChanged
 from zg_async.managers.watch import LogFollow, TaskWatch, WatchHub
 from zg_async.tracing import observed
 from zg_async.wire import provider_api, signing
+from zg_async.wire.attestation import QuoteReport, check_quote
 from zg_async.wire.hashing import hex0x, parse_address
 from zg_async.wire.records import (
     DOWNLOADABLE,
@@ -51,6 +53,7 @@ DownloadMethod = Method
 _log = get_logger("zg_async.fine_tuning")
 _ORDER: Final = tuple(TaskProgress)
 _NOT_READY: Final = 409
+_QUOTE_SECONDS: Final = 600.0
 _LOOKS: Final = 60
 _PAUSE: Final = 2.0
 """Seconds between looks at a task that is on chain and not yet served."""
@@ -104,6 +107,7 @@ class Deliverables:
         self._ctx = context
         self._hub = hub
         self._contract = context.services.fine_tuning
+        self._quotes: dict[Address, tuple[str, Address, float]] = {}
 
     # ---- watching
 
@@ -206,6 +210,71 @@ class Deliverables:
             ConfigError: The state is one for people, or tasks are open elsewhere. Nothing was sent.
         """
         return await recover(self._ctx, provider, dry_run=dry_run)
+
+    # ---- signer
+
+    async def check_provider_quote(self, provider: str) -> QuoteReport:
+        """Fetch a provider's quote and check it against its registration on chain.
+
+        Args:
+            provider: The provider's address.
+
+        Returns:
+            Each check with its outcome; nothing is raised for a failed one.
+        """
+        service = await self._service(provider, fresh=True)
+        reply = await self._client(service).get_quote()
+        return check_quote(
+            reply.body,
+            header_signature=reply.headers.get("ZG-Quote-Signature"),
+            expected_signer=service.tee_signer_address,
+        )
+
+    async def require_signer(self, provider: str, *, may_be_away: bool = False) -> FineTuningService:
+        """Make sure that the contract's owner has approved a provider's TEE signer, and that its quote names it.
+
+        A quote counts for ten minutes, if the registration stays the same; the chain is read each time.
+
+        Args:
+            provider: The provider's address.
+            may_be_away: Let the chain's word suffice when the provider doesn't answer.
+
+        Returns:
+            Its registration.
+
+        Raises:
+            AttestationError: Not approved, or the quote fails a check.
+            ProviderUnavailableError: It doesn't answer (retryable).
+        """
+        service = await self._service(provider, fresh=True)
+        if not service.tee_signer_acknowledged:
+            raise AttestationError(
+                f"the contract's owner has not approved the TEE signer {service.tee_signer_address} of "
+                f"{service.provider}",
+                hint="Choose another provider; list_service() shows the approved ones",
+            )
+        known = self._quotes.get(service.provider)
+        now = self._ctx.clock.monotonic()
+        if (
+            known is not None
+            and known[:2] == (service.url, service.tee_signer_address)
+            and now - known[2] < _QUOTE_SECONDS
+        ):
+            return service
+        try:
+            report = await self.check_provider_quote(service.provider)
+        except ProviderUnavailableError as error:
+            if not may_be_away:
+                raise
+            _log.warning("the quote of %s can't be checked now: %s", service.provider, error.message)
+            return service
+        if not report.passed:
+            raise AttestationError(
+                f"the quote of {service.provider} fails: {report.summary()}",
+                hint="Don't send data to this provider",
+            )
+        self._quotes[service.provider] = (service.url, service.tee_signer_address, now)
+        return service
 
     # ---- deliverable
 
@@ -323,6 +392,7 @@ class Deliverables:
         *,
         verified: DownloadedModel | None = None,
         unverified: bool = False,
+        check_signer: bool = True,
         key: str | None = None,
     ) -> Acknowledgement:
         """Acknowledge a delivery on chain: from then on the provider takes its fee and releases the key.
@@ -332,6 +402,8 @@ class Deliverables:
             task_id: Which task.
             verified: A download whose hash was checked; its file is checked again, against the chain's hash of now.
             unverified: Acknowledge without a checked file: pays in full for something nobody has looked at.
+            check_signer: Refuse a provider whose TEE signer isn't approved or isn't in its quote; one that doesn't
+                answer is no reason to miss the window. False: when the window closes and the file is right.
             key: Names the effect in the outbox.
 
         Returns:
@@ -340,6 +412,7 @@ class Deliverables:
         Raises:
             HashMismatchError: The file isn't what the chain says. Nothing was sent.
             LostKeyError: The provider settled it without acknowledgement.
+            AttestationError: The TEE signer isn't approved any more, or the provider's quote names another.
             ConfigError: Neither `verified` nor `unverified` was given.
         """
         address = parse_address(provider, what="provider")
@@ -359,6 +432,8 @@ class Deliverables:
         if deliverable.settled:
             raise lost_key(deliverable, address)
         await self._ctx.require_verified_provider(address, "fine-tuning")
+        if check_signer:
+            await self.require_signer(address, may_be_away=True)
         if verified is not None:
             await delivery.check_file(verified.path, deliverable)
         else:
@@ -435,7 +510,8 @@ class Deliverables:
             task_id: Which task.
             encrypted_model_path: The downloaded file.
             decrypted_model_path: Where the zip goes.
-            expected_signer: The TEE signer at delivery; None: the provider's signer of now.
+            expected_signer: The TEE signer at delivery; None: the provider's signer of now, which has to be approved,
+                and named by the provider's quote if it answers.
 
         Returns:
             The zip's path.
@@ -445,13 +521,18 @@ class Deliverables:
             LostKeyError: It was settled without acknowledgement.
             EnvelopeError: Wrong key, cut, padded or damaged file.
             SignatureMismatchError: The file isn't signed by the TEE signer.
+            AttestationError: The provider's signer of now isn't approved, or its quote names another.
         """
         key = self._ctx.require_key()
-        deliverable = await self.get_deliverable(provider_address, task_id)
-        await self._ctx.require_verified_provider(provider_address, "fine-tuning")
-        service = await self._service(provider_address, fresh=True)
-        secret = await key.ecies_decrypt(secret_of(deliverable, service.provider))
-        signer = parse_address(expected_signer) if expected_signer else service.tee_signer_address
+        provider = parse_address(provider_address, what="provider")
+        deliverable = await self.get_deliverable(provider, task_id)
+        await self._ctx.require_verified_provider(provider, "fine-tuning")
+        wrapped = secret_of(deliverable, provider)
+        if expected_signer:
+            signer = parse_address(expected_signer, what="signer")
+        else:
+            signer = (await self.require_signer(provider, may_be_away=True)).tee_signer_address
+        secret = await key.ecies_decrypt(wrapped)
         target = Path(decrypted_model_path)
         await delivery.decrypt_file(Path(encrypted_model_path), target, key=secret, expected_signer=signer)
         return target

@@ -15,7 +15,6 @@ import anyio.to_thread
 
 from zg_async.errors import (
     AccountNotFoundError,
-    AttestationError,
     ConfigError,
     ContractRevertedError,
     PreviousDeliverableNotAcknowledgedError,
@@ -46,7 +45,6 @@ from zg_async.text import printable
 from zg_async.tracing import observed
 from zg_async.units import format_amount
 from zg_async.wire import provider_api, signing
-from zg_async.wire.attestation import QuoteReport, check_quote
 from zg_async.wire.hashing import parse_address
 from zg_async.wire.records import (
     Address,
@@ -248,23 +246,6 @@ class FineTuningManager(Deliverables):
 
     # ---- signer
 
-    async def check_provider_quote(self, provider: str) -> QuoteReport:
-        """Fetch a provider's quote and check it against its registration on chain.
-
-        Args:
-            provider: The provider's address.
-
-        Returns:
-            Each check with its outcome; nothing is raised for a failed one.
-        """
-        service = await self._service(provider, fresh=True)
-        reply = await self._client(service).get_quote()
-        return check_quote(
-            reply.body,
-            header_signature=reply.headers.get("ZG-Quote-Signature"),
-            expected_signer=service.tee_signer_address,
-        )
-
     async def verify_service(
         self,
         provider_address: str,
@@ -309,19 +290,7 @@ class FineTuningManager(Deliverables):
         """
         await self._ctx.require_verified_provider(provider_address, "fine-tuning")
         account = await self.get_account(provider_address)
-        service = await self._service(provider_address, fresh=True)
-        if not service.tee_signer_acknowledged:
-            raise AttestationError(
-                f"the contract's owner has not approved the TEE signer {service.tee_signer_address} of "
-                f"{service.provider}",
-                hint="Choose another provider; list_service() shows the approved ones",
-            )
-        report = await self.check_provider_quote(service.provider)
-        if not report.passed:
-            raise AttestationError(
-                f"the quote of {service.provider} fails: {report.summary()}",
-                hint="Don't send data to this provider",
-            )
+        service = await self.require_signer(provider_address)
         if account.acknowledged:
             return None
         return await self._ctx.write(self._contract.acknowledge_tee_signer(service.provider, True), key=key)
