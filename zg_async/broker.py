@@ -266,7 +266,7 @@ def create_broker(
     *,
     private_keys: Sequence[Key] = (),
     signer: Signer | None = None,
-    rpc_url: str | None = None,
+    rpc_url: str | Sequence[str] | None = None,
     contracts: Mapping[str, str] | None = None,
     outbox: Outbox | None = None,
     state_dir: str | os.PathLike[str] | None = None,
@@ -291,7 +291,7 @@ def create_broker(
         network: `"mainnet"`, `"testnet"`, `"testnet-dev"`, `"local"` or a `Network`. There is no default.
         private_keys: Several wallets; the first is the default one.
         signer: A wallet whose key lies elsewhere, for example `LocalSigner.from_keystore(...)`.
-        rpc_url: Instead of the network's endpoint.
+        rpc_url: Instead of the network's endpoint; several stand in for each other, the first is preferred.
         contracts: Addresses instead of the network's: `ledger`, `inference`, `fine_tuning`, `flow`.
         outbox: Where signed transactions are kept; None: a file in the state folder, shared by this user's programs.
         state_dir: Instead of the user's state folder.
@@ -319,7 +319,8 @@ def create_broker(
     if require_verified:
         require_tee()
     private_key, private_keys = hidden(private_key), [hidden(key) for key in private_keys]
-    record = _network(network, rpc_url, contracts)
+    urls = [rpc_url] if isinstance(rpc_url, str) else list(rpc_url or ())
+    record = _network(network, urls[0] if urls else None, contracts)
     keys = [private_key, *private_keys] if private_key is not None else list(private_keys)
     guard = network_guard(record, fees or FeePolicy())
     signers: dict[Address, Signer] = {}
@@ -338,7 +339,7 @@ def create_broker(
     folder = Path(state_dir) if state_dir is not None else default_state_dir()
     if outbox is None and signers:
         outbox = SqliteOutbox(folder / "outbox.sqlite")
-    rpc = Rpc(record.rpc_url or "", http=client, clock=time)
+    rpc = Rpc(urls or record.rpc_url or "", http=client, clock=time)
     chain = Chain(
         record,
         rpc,

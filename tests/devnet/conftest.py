@@ -58,7 +58,8 @@ def open_broker(devnet: DevnetProcess, key: str | None, state: Path, **options: 
     options.setdefault("http", HttpSettings(limits=ProviderLimits(rate=None)))
     options.setdefault("polling", PollPolicy(first=0.1, longest=0.5, rate=50.0))
     network = options.pop("network", "local")
-    return create_broker(key, network, rpc_url=devnet.rpc_url, state_dir=state, **options)
+    options.setdefault("rpc_url", devnet.rpc_url)
+    return create_broker(key, network, state_dir=state, **options)
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ import datetime as dt
 import hashlib
 import itertools
 import json
+import types
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -356,6 +357,7 @@ class Broker:
 
 class FakeChain:
     chain_id = 31337
+    rpc = types.SimpleNamespace(switches=0, last_switch="")
     genesis_hash = "0x" + "ab" * 32
 
     def __init__(self, process: Process) -> None:

@@ -203,6 +203,31 @@ async def test_a_second_endpoint_takes_over_after_its_chain_was_checked(clock):
             await rpc.request("eth_blockNumber")
 
 
+@pytest.mark.parametrize("status", [403, 404, 502])
+async def test_an_endpoint_that_refuses_everything_is_left_for_the_other(clock, status):
+    async with serve(lambda _: web.Response(status=status), clock) as bad, serve(echo, clock) as good:
+        rpc = Rpc([str(bad._urls[0]), str(good._urls[0])], bad._http, clock=clock)
+        assert await rpc.request("eth_call", [7]) == 7
+        assert (len(bad.bodies), len(good.bodies), rpc.switches) == (1, 1, 1)
+        assert await rpc.request("eth_call", [8]) == 8
+        assert len(bad.bodies) == 1
+
+
+async def test_an_endpoint_on_another_chain_is_left_again(clock):
+    def wrong(body):
+        return fixed({"result": "0x1"})(body)
+
+    def right(body):
+        return fixed({"result": "0x7a69"})(body)
+
+    async with serve(wrong, clock) as other, serve(right, clock) as ours:
+        rpc = Rpc([str(other._urls[0]), str(ours._urls[0])], other._http, clock=clock)
+        rpc._chain_id = 31337
+        with pytest.raises(WrongChainError):
+            await rpc.request("eth_blockNumber")
+        assert await rpc.request("eth_blockNumber") == "0x7a69"
+
+
 async def test_redirects_are_not_followed(clock):
     async with serve(lambda _: web.Response(status=307, headers={"Location": "http://127.0.0.1:9/"}), clock) as rpc:
         with pytest.raises(RpcError, match="status 307"):

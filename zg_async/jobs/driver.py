@@ -32,6 +32,7 @@ from zg_async.jobs.events import (
     JobFailed,
     JobQueued,
     JobSucceeded,
+    JobWarned,
     ProviderExcluded,
     StageRetrying,
 )
@@ -102,6 +103,7 @@ class Driver:
         """Set by the owner, with `end`, once `run` is over."""
         self._news = anyio.Event()
         """Set by the next event."""
+        self._switches = bound.chain.rpc.switches
 
     @property
     def state(self) -> JobState:
@@ -152,6 +154,7 @@ class Driver:
         self.work.state = fold(await self.store.read(self.job_id))
         try:
             while not self.state.status.is_terminal:
+                await self._tell_switches()
                 stage = next_stage(self.state)
                 if stage is None:
                     await self._succeed()
@@ -205,8 +208,16 @@ class Driver:
                 async for event in events:
                     await self.commit(event)
                     bind(**self._belongs())
+                    await self._tell_switches()
         if limit.cancelled_caught:
             raise ProviderUnavailableError(f"{stage.name} took longer than {timeout:g} s", hint="Raise its timeout")
+
+    async def _tell_switches(self) -> None:
+        """Warn once that another RPC endpoint has taken over, if one has."""
+        rpc = self.work.broker.chain.rpc
+        if self._switches != rpc.switches and not self.state.status.is_terminal:
+            self._switches = rpc.switches
+            await self.commit(JobWarned(code="rpc_failover", message=rpc.last_switch))
 
     async def _stuck(self, stage: Stage) -> None:
         if not self.state.cancel_requested or stage.name == "cancel":

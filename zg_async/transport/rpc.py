@@ -89,6 +89,10 @@ class Rpc:
         self._chain_id: int | None = None
         self._checked: set[int] = set()
         self._at = 0
+        self.switches = 0
+        """How often another endpoint took over."""
+        self.last_switch = ""
+        """The last time in words."""
         self._batches = True
         for url in self._urls:
             http.allow(str(url.origin()))
@@ -173,11 +177,21 @@ class Rpc:
         try:
             await self._check_chain(index)
             return await self._exchange(index, asks)
-        except ChainUnavailableError:
-            if len(self._urls) > 1 and self._at == index:
-                self._at = (index + 1) % len(self._urls)
-                _log.warning("%s gave no answer, going on with %s", _host(self._urls[index]), self.host)
+        except (ChainUnavailableError, RpcError, WrongChainError) as error:  # a refused call is no error here
+            if len(self._urls) == 1:
+                raise
+            self._switch(index, error)
+            if isinstance(error, RpcError):  # the endpoint, not the chain, refuses: another may not
+                raise ChainUnavailableError(error.message, hint=error.hint) from error
             raise
+
+    def _switch(self, index: int, error: ChainError) -> None:
+        if self._at != index:  # another call was faster
+            return
+        self._at = (index + 1) % len(self._urls)
+        self.switches += 1
+        self.last_switch = f"the RPC endpoint {_host(self._urls[index])} fails, going on with {self.host}"
+        _log.warning("%s: %s", self.last_switch, error.message)
 
     async def _check_chain(self, index: int) -> None:
         if self._chain_id is None or index in self._checked:
