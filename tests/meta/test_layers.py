@@ -1,6 +1,7 @@
 """Imports go downwards only, and each foreign library has one door."""
 
 import ast
+import functools
 import pathlib
 
 import pytest
@@ -35,6 +36,7 @@ def _modules() -> list[pathlib.Path]:
     return sorted(PACKAGE.rglob("*.py"))
 
 
+@functools.cache
 def _imports(path: pathlib.Path) -> list[tuple[str, bool]]:
     """Imported modules, and whether only for types."""
     tree = ast.parse(path.read_text())

@@ -1,6 +1,7 @@
 """The library prints nothing, hides no error, starts no process, and importing it has no effect."""
 
 import ast
+import functools
 import pathlib
 import subprocess
 import sys
@@ -11,8 +12,13 @@ PACKAGE = pathlib.Path(__file__).parents[2] / "zg_async"
 LIBRARY = [p for p in PACKAGE.rglob("*.py") if p.relative_to(PACKAGE).parts[0] not in ("cli", "devnet")]
 
 
+@functools.cache
+def _tree(path: pathlib.Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
 def _calls(path: pathlib.Path) -> set[str]:
-    return {ast.unparse(n.func) for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Call)}
+    return {ast.unparse(n.func) for n in ast.walk(_tree(path)) if isinstance(n, ast.Call)}
 
 
 @pytest.mark.goal("OBS-01", part="standard logging, no prints")
@@ -39,7 +45,7 @@ def test_every_logger_is_a_standard_one_with_the_filter_in_front():
     imports = {
         a.name
         for p in LIBRARY
-        for n in ast.walk(ast.parse(p.read_text()))
+        for n in ast.walk(_tree(p))
         if isinstance(n, ast.Import)
         for a in n.names
     }
@@ -75,7 +81,7 @@ def test_library_imports_nothing_that_starts_processes():
     bad = {"subprocess", "multiprocessing", "pty", "cffi", "distutils", "setuptools"}
     found = []
     for path in LIBRARY:
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in ast.walk(_tree(path)):
             names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             found += [f"{path.name}: {name}" for name in names if name.split(".")[0] in bad]
@@ -88,7 +94,7 @@ def test_no_broad_except_hides_errors():
     broad = [
         f"{p.relative_to(PACKAGE)}:{n.lineno}"
         for p in LIBRARY
-        for n in ast.walk(ast.parse(p.read_text()))
+        for n in ast.walk(_tree(p))
         if isinstance(n, ast.ExceptHandler)
         and (n.type is None or ast.unparse(n.type) in ("Exception", "BaseException"))
         and not (isinstance(n.body[-1], ast.Raise) and n.body[-1].exc is None)
