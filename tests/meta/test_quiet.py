@@ -42,13 +42,7 @@ def test_every_logger_is_a_standard_one_with_the_filter_in_front():
     users = [p for p in LIBRARY if "get_logger" in _calls(p)]
     assert len(users) > 20
     foreign = {"structlog", "loguru", "twisted"}
-    imports = {
-        a.name
-        for p in LIBRARY
-        for n in ast.walk(_tree(p))
-        if isinstance(n, ast.Import)
-        for a in n.names
-    }
+    imports = {a.name for p in LIBRARY for n in ast.walk(_tree(p)) if isinstance(n, ast.Import) for a in n.names}
     assert not imports & foreign
 
 
