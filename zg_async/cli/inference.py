@@ -104,7 +104,7 @@ async def verify(
 
 
 async def download_report(
-    *, provider: Provider, output: Annotated[Path, Parameter(name="--output")], where: Where = HERE
+    *, provider: Provider, output: Annotated[Path, Parameter(name="--output")], where: Paying = PAYING
 ) -> None:
     """Save a provider's attestation report as it came.
 

@@ -27,6 +27,7 @@ JSON_VERSION: Final = 1
 UNIT: Final = "A0GI"
 _AMOUNTS: Final = frozenset(
     {
+        "account_nonce",
         "amount",
         "available_balance",
         "balance",
@@ -42,12 +43,13 @@ _AMOUNTS: Final = frozenset(
         "spendable",
         "storage_fee",
         "total_balance",
+        "request_nonce",
         "required",
         "needed",
         "unsettled",
     }
 )
-"""Fields that hold neuron."""
+"""Fields that hold neuron, or another number that may be above 2**53."""
 _CELL: Final = 4000
 
 

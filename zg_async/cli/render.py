@@ -17,6 +17,7 @@ from zg_async.errors import (
     LimitError,
     NotStoredError,
     ProviderError,
+    ProviderRejectedError,
     ProviderUnavailableError,
     RpcError,
     StorageError,
@@ -43,6 +44,10 @@ _BARS: Final = "▁▂▃▄▅▆▇█"
 
 def exit_code(error: ZgError) -> int:
     """Return an error's exit code, as `EXIT_CODES` has it; 1 for one it doesn't know."""
+    from zg_async.managers.inference_funds import is_short_of_funds
+
+    if isinstance(error, ProviderRejectedError) and is_short_of_funds(error.body or error.message):
+        return 4
     return next((code for classes, code in EXIT_CODES if isinstance(error, classes)), 1)
 
 

@@ -1,0 +1,157 @@
+"""Every command of the official program with every flag, and its earlier spellings, against one devnet.
+
+`cli_commands.json` has two tables: `commands` names each command with its flags and other spellings, `steps` runs them
+in an order in which each really does its work, with what has to come out. `{name}` stands for a value of this run or of
+an earlier step's `save`.
+"""
+
+import json
+import os
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import cyclopts
+import pytest
+
+from tests.devnet.conftest import DATASET, MODEL, PARAMS, new_key
+from zg_async import Quota
+from zg_async.cli.main import app, run
+from zg_async.devnet import accounts
+from zg_async.devnet.chain_client import ChainClient, HttpRpc, Wallet
+from zg_async.devnet.process import DevnetProcess
+from zg_async.units import NEURON_PER_0G
+from zg_async.wire.contracts import FineTuningContract
+
+pytestmark = pytest.mark.slow
+TABLE = json.loads((Path(__file__).parent / "cli_commands.json").read_text())
+COMMANDS, STEPS = TABLE["commands"], TABLE["steps"]
+STAKE = 100 * NEURON_PER_0G
+
+
+@pytest.fixture(scope="module")
+def network() -> Iterator[DevnetProcess]:
+    """A devnet of its own: what is approved, removed and renamed here would be missed elsewhere."""
+    with DevnetProcess("--limits", "off", "--storage-nodes", "1") as devnet:
+        hash_ = "0x" + "ab" * 32
+        devnet.control("settings", provider=0, models=[{"name": "house-model", "hash": hash_}])
+        yield devnet
+
+
+@pytest.fixture
+async def values(network: DevnetProcess, tmp_path: Path) -> dict[str, str]:
+    """What the steps are filled with; the wallets' keys are `key.<name>`."""
+    (tmp_path / "train.jsonl").write_text(DATASET)
+    (tmp_path / "params.json").write_text(json.dumps(PARAMS))
+    (tmp_path / "root.hex").write_text(network.info["tee_root"])
+    trainer = new_key(network, STAKE + 10 * NEURON_PER_0G)
+    async with aiohttp.ClientSession() as session:
+        wallet = Wallet(ChainClient(HttpRpc(network.rpc_url, session)), bytes.fromhex(trainer[2:]))
+        contract = FineTuningContract(network.info["fine_tuning"])
+        quota = Quota(cpu_count=1, node_memory=1, gpu_count=1, node_storage=1, gpu_type="none")
+        signer = accounts.dev_account(3).address
+        await wallet.send(
+            contract.add_or_update_service("http://127.0.0.1:9", quota, 1, False, [], signer, value=STAKE)
+        )
+    return {
+        "provider": network.providers[0]["address"],
+        "model": MODEL,
+        "dataset": str(tmp_path / "train.jsonl"),
+        "params": str(tmp_path / "params.json"),
+        "tee_root": str(tmp_path / "root.hex"),
+        "pccs": network.info["pccs_url"],
+        "folder": str(tmp_path),
+        "key.user": new_key(network),
+        "key.newcomer": new_key(network, STAKE + 10 * NEURON_PER_0G),
+        "key.trainer": trainer,
+        "key.owner": accounts.owner().private_key.hex(),
+        "key.provider": accounts.fine_tuning_provider(0).private_key.hex(),
+    }
+
+
+def fill(text: str, values: dict[str, str]) -> str:
+    return re.sub(r"\{([\w.]+)\}", lambda match: values[match[1]], text)
+
+
+def found(value: Any, path: str) -> list[Any]:
+    """The values at a dotted path; `*` goes through a list."""
+    here = [value]
+    for part in path.split("."):
+        here = [item for one in here for item in (one if part == "*" else [one[part]])]
+    return here
+
+
+def no_number_is_too_big(value: Any) -> bool:
+    """Amounts are texts: a number above 2**53 loses digits in most readers."""
+    if isinstance(value, dict):
+        return all(map(no_number_is_too_big, value.values()))
+    if isinstance(value, list):
+        return all(map(no_number_is_too_big, value))
+    return not isinstance(value, int) or abs(value) < 2**53
+
+
+@pytest.mark.goal("CLI-01", part="every command of the peers")
+@pytest.mark.goal("CLI-03", part="ledger, fine-tuning, inference and provider commands")
+@pytest.mark.goal("PRV-02")
+def test_each_step_does_its_work_and_tells_it_in_one_versioned_object(network, values, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for name in [n for n in os.environ if n.startswith("ZG_") or n in ("NETWORK", "PRIVATE_KEY", "RPC_URL")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("ZG_RPC_ENDPOINT", network.rpc_url)
+    monkeypatch.setenv("ZG_INDEXER_URL", network.info["indexer_url"])
+    monkeypatch.setenv("NETWORK", "local")
+    for step in STEPS:
+        wallet = step.get("wallet", "user")
+        monkeypatch.setenv("ZG_PRIVATE_KEY", values[f"key.{wallet}"])
+        monkeypatch.setenv("ZG_STATE_DIR", str(tmp_path / f"state-{wallet}"))
+        words = [fill(word, values) for word in shlex.split(step["run"])]
+        code = run([*words, "--json"])
+        told = capsys.readouterr()
+        where = f"{step['id']} {step['run']}: {told.out[:2000]} {told.err[:2000]}"
+        assert code == step.get("code", 0), where
+        assert told.out.count("\n") == 1, where
+        value = json.loads(told.out)
+        assert (value["version"], value["kind"]) == (1, step["kind"]), where
+        assert no_number_is_too_big(value), where
+        for path, wanted in step.get("expect", {}).items():
+            wanted = fill(wanted, values) if isinstance(wanted, str) else wanted
+            assert wanted in found(value, path), f"{path} of {where}"
+        assert fill(step.get("contains", ""), values) in told.out, where
+        if "file" in step:
+            assert Path(fill(step["file"], values)).stat().st_size > 0, where
+        for name, path in step.get("save", {}).items():
+            values[name] = found(value, path)[0]
+
+
+def flags_of(words: str) -> set[str]:
+    """Every flag a command takes."""
+    _, apps, rest = app.parse_commands(words.split())
+    assert rest == [], f"there is no {words}"
+    return {name for argument in apps[-1].assemble_argument_collection() for name in argument.names}
+
+
+@pytest.mark.goal("CLI-03", part="all flags and spellings")
+@pytest.mark.parametrize("key", [k for k in COMMANDS if k not in TABLE["elsewhere"]])
+def test_every_flag_of_a_command_is_accepted_in_every_spelling(key):
+    row = COMMANDS[key]
+    for words in (row["words"], *row["spellings"]):
+        assert set(row["flags"]) <= flags_of(words), words
+
+
+def test_the_table_has_all_commands_and_the_steps_run_each():
+    assert len(COMMANDS) == 65 + 4
+    run_here = {step["id"] for step in STEPS}
+    assert set(COMMANDS) - run_here == set(TABLE["elsewhere"])
+    words = {id_: {row["words"], *row["spellings"]} for id_, row in COMMANDS.items()}
+    for step in (s for s in STEPS if s["id"] in COMMANDS):
+        assert any(step["run"].startswith(name) for name in words[step["id"]]), step["run"]
+
+
+def test_a_flag_that_isnt_there_is_named_with_the_one_that_is(capsys):
+    with pytest.raises(cyclopts.CycloptsError):
+        app.parse_args(["deposit", "--amout", "3"], exit_on_error=False, print_error=False)
+    assert run(["deposit", "--amout", "3"]) == 2
+    assert "--amount instead of --amout" in capsys.readouterr().err
