@@ -100,6 +100,9 @@ _HOMES = {
         "DeliveredProviderLostState",
         "TaskChange",
         "TaskLogAppended",
+        "TaskMetric",
+        "TaskQueueMoved",
+        "TaskStuck",
         "TaskSettled",
         "TaskStateChanged",
         "WatchResynced",
@@ -108,7 +111,10 @@ _HOMES = {
     "zg_async.managers.tokens": ("TokenCount",),
     "zg_async.managers.training_params": ("RawParams",),
     "zg_async.managers.verification_record": ("Evidence", "Pin", "ServiceVerification", "recheck_report"),
-    "zg_async.managers.watch": ("LogFollow", "PollPolicy", "TaskWatch"),
+    "zg_async.managers.log_follow": ("LogFollow", "MetricFollow"),
+    "zg_async.managers.refund_watch": ("RefundsChanged",),
+    "zg_async.managers.watch": ("PollPolicy", "TaskWatch"),
+    "zg_async.wire.metric_series": ("MetricSeries",),
     "zg_async.networks": ("NETWORKS", "Network", "get_network"),
     "zg_async.transport.audit": ("AuditTrail", "AuditedSignature", "AuditedTransaction", "read_audit"),
     "zg_async.transport.budget": ("FirstTransfer", "SpendLimits"),
@@ -265,10 +271,13 @@ if TYPE_CHECKING:
     from zg_async.managers.inference_tokens import ApiKey as ApiKey
     from zg_async.managers.ledger import FundingPlan as FundingPlan
     from zg_async.managers.ledger import FundingStep as FundingStep
+    from zg_async.managers.log_follow import LogFollow as LogFollow
+    from zg_async.managers.log_follow import MetricFollow as MetricFollow
     from zg_async.managers.media import ImageAnswer as ImageAnswer
     from zg_async.managers.media import ImageJob as ImageJob
     from zg_async.managers.media import ImageJobStatus as ImageJobStatus
     from zg_async.managers.media import Transcript as Transcript
+    from zg_async.managers.refund_watch import RefundsChanged as RefundsChanged
     from zg_async.managers.retrieving import Retrieval as Retrieval
     from zg_async.managers.services import LedgerLimits as LedgerLimits
     from zg_async.managers.storage import StorageManager as StorageManager
@@ -276,8 +285,11 @@ if TYPE_CHECKING:
     from zg_async.managers.task_changes import DeliveredProviderLostState as DeliveredProviderLostState
     from zg_async.managers.task_changes import TaskChange as TaskChange
     from zg_async.managers.task_changes import TaskLogAppended as TaskLogAppended
+    from zg_async.managers.task_changes import TaskMetric as TaskMetric
+    from zg_async.managers.task_changes import TaskQueueMoved as TaskQueueMoved
     from zg_async.managers.task_changes import TaskSettled as TaskSettled
     from zg_async.managers.task_changes import TaskStateChanged as TaskStateChanged
+    from zg_async.managers.task_changes import TaskStuck as TaskStuck
     from zg_async.managers.task_changes import WatchResynced as WatchResynced
     from zg_async.managers.task_changes import WatchWarning as WatchWarning
     from zg_async.managers.tokens import TokenCount as TokenCount
@@ -286,7 +298,6 @@ if TYPE_CHECKING:
     from zg_async.managers.verification_record import Pin as Pin
     from zg_async.managers.verification_record import ServiceVerification as ServiceVerification
     from zg_async.managers.verification_record import recheck_report as recheck_report
-    from zg_async.managers.watch import LogFollow as LogFollow
     from zg_async.managers.watch import PollPolicy as PollPolicy
     from zg_async.managers.watch import TaskWatch as TaskWatch
     from zg_async.networks import NETWORKS as NETWORKS
@@ -325,6 +336,7 @@ if TYPE_CHECKING:
     from zg_async.wire.catalogue import ModelInfo as ModelInfo
     from zg_async.wire.catalogue import ServiceHealth as ServiceHealth
     from zg_async.wire.catalogue import ServicePrices as ServicePrices
+    from zg_async.wire.metric_series import MetricSeries as MetricSeries
     from zg_async.wire.records import AccountSummary as AccountSummary
     from zg_async.wire.records import Adapter as Adapter
     from zg_async.wire.records import AdapterState as AdapterState

@@ -145,6 +145,7 @@ async def test_deploying_by_task_or_name_is_idempotent_and_names_the_adapter(bro
 
 
 @pytest.mark.goal("ADP-03")
+@pytest.mark.goal("WAT-01", part="adapters")
 @pytest.mark.parametrize("switches", [{"auto_deploy": False, "load_delay": 30.0}])
 async def test_waiting_streams_states_obeys_its_deadline_and_surfaces_errors(
     broker, provider, adapter, switches, monkeypatch

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.devnet.conftest import MODEL, PARAMS, open_broker
-from zg_async import JobFailedError, TaskProgress
+from zg_async import JobFailedError, PollPolicy, TaskProgress
 from zg_async.clock import SystemClock
 from zg_async.jobs.runner import JobRunner
 from zg_async.jobs.spec import JobSpec
@@ -168,6 +168,26 @@ async def test_an_adapter_not_known_yet_is_waited_for_and_an_expired_token_renew
             assert (await inference.session_token(provider)).raw_token != old.raw_token
     finally:
         devnet.control("inference", provider=0, **before)
+
+
+@pytest.mark.goal("RUN-07", part="stuck in SettingUp is explained")
+@pytest.mark.goal("TSK-05", part="in a job's journal")
+async def test_a_task_stuck_in_setup_is_told_with_the_providers_words_and_goes_on(
+    devnet, key, provider, dataset, tmp_path, faults
+):
+    faults(fail_setup=-1)
+    devnet.control("settings", provider=0, tick=0.5)
+    states = dict.fromkeys((TaskProgress.INIT, TaskProgress.SETTING_UP), 1.5)
+    polling = PollPolicy(first=0.1, longest=0.2, rate=50.0, stuck_seconds=states)
+    async with open_broker(devnet, key, tmp_path / "state", polling=polling) as broker, JobRunner(broker) as runner:
+        handle = await runner.submit(spec(dataset, provider, tmp_path))
+        async for event in handle.events():
+            if event.kind == "job_warned" and "download failed: devnet fault" in event.message:
+                break
+        devnet.control("settings", provider=0, tick=0.2)
+        faults(fail_setup=0)
+        assert (event.code, "max_queue_seconds" in event.hint) == ("stuck", True)
+        assert (await handle.result()).files
 
 
 @pytest.mark.goal("RUN-12")

@@ -1,9 +1,12 @@
 """Money comes back in two phases, over restarts, and never from under an open task."""
 
+import contextlib
+
+import anyio
 import pytest
 
 from tests.devnet.conftest import DATASET, MODEL, PARAMS, open_broker
-from zg_async import SystemClock, TaskProgress, UnfinishedTaskError
+from zg_async import ConfigError, SystemClock, TaskProgress, UnfinishedTaskError
 
 pytestmark = pytest.mark.slow
 OG = 10**18
@@ -12,12 +15,14 @@ OG = 10**18
 class JumpingClock(SystemClock):
     """Long waits move the network's time instead."""
 
+    longest = 1000.0
+
     def __init__(self, devnet, *, dies=False):
         self.devnet, self.dies, self.jumps = devnet, dies, []
 
     async def sleep(self, seconds):
         if seconds < 1000:
-            await super().sleep(seconds)
+            await super().sleep(min(seconds, self.longest))
             return
         if self.dies:
             raise KeyboardInterrupt
@@ -80,3 +85,32 @@ async def test_a_provider_that_doesnt_answer_may_hold_a_task(devnet, broker, pro
         assert await broker.ledger.retrieve_fund("fine-tuning", open_tasks="ignore")
     finally:
         devnet.control("start", provider=0)
+
+
+@pytest.mark.goal("WAT-01", part="refunds")
+async def test_refunds_are_watched_and_waited_for_until_they_can_be_collected(devnet, key, provider, tmp_path):
+    clock = JumpingClock(devnet)
+    clock.longest = 0.2
+    async with open_broker(devnet, key, tmp_path, clock=clock) as broker:
+        ledger = broker.ledger
+        await ledger.add_ledger("10")
+        await ledger.transfer_fund(provider, "fine-tuning", "2")
+        assert (await ledger.wait_refunds(provider)).is_over
+        await ledger.retrieve_fund("fine-tuning")
+        with pytest.raises(TimeoutError), anyio.fail_after(0.5):
+            await ledger.wait_refunds(provider)
+        seen = []
+        with anyio.fail_after(60):
+            async with contextlib.aclosing(ledger.watch_refunds(provider)) as changes:
+                async for change in changes:
+                    seen.append(change)
+                    if len(seen) == 1:
+                        left = (change.next_unlock - change.at).total_seconds()
+                        devnet.control("increase_time", seconds=int(left) + 1)
+                        assert (await ledger.wait_refunds(provider)).collectable == 2 * OG
+                    elif change.collectable:
+                        await ledger.retrieve_fund("fine-tuning")
+        assert [(c.locked, c.collectable) for c in seen] == [(2 * OG, 0), (0, 2 * OG), (0, 0)]
+        assert all(c.id and c.at.tzinfo and c.source == "chain" for c in seen)
+        with pytest.raises(ConfigError, match="service type"):
+            await ledger.wait_refunds(provider, "cooking")

@@ -1,6 +1,7 @@
 """Watching tasks: two witnesses, resumable, and leaving leaves nothing."""
 
 import asyncio
+import datetime as dt
 import gc
 import json
 
@@ -9,6 +10,7 @@ import pytest
 
 from tests.devnet.conftest import MODEL, PARAMS, new_key, open_broker
 from zg_async import (
+    AckDeadlineNear,
     ClosedError,
     DeliveredProviderLostState,
     PollPolicy,
@@ -16,8 +18,10 @@ from zg_async import (
     TaskFailedError,
     TaskNotFoundError,
     TaskProgress,
+    TaskQueueMoved,
     TaskSettled,
     TaskStateChanged,
+    TaskStuck,
     WatchResynced,
     WatchWarning,
 )
@@ -80,18 +84,80 @@ async def test_waiting_obeys_the_callers_deadline(broker, provider, task):
         await broker.fine_tuning.wait_task(provider, task, until=TaskProgress.FINISHED)
 
 
-@pytest.mark.goal("WAT-02", part="state, log lines, deadline, settlement, warning")
-async def test_every_change_is_typed_and_has_id_time_source_and_cursor(broker, provider, task, tmp_path, devnet):
+@pytest.mark.goal("WAT-02", part="state, log lines, metric, settlement")
+@pytest.mark.goal("WAT-07", part="on the devnet")
+async def test_every_change_is_typed_and_has_id_time_source_and_cursor(broker, provider, dataset, tmp_path):
+    await broker.ledger.ensure_funded(provider, "fine-tuning", "1")
+    hash_ = (await broker.fine_tuning.upload_dataset_to_tee(provider, dataset)).dataset_hash
+    params = {**PARAMS, "max_steps": 20}  # a step in ten is logged
+    task = await broker.fine_tuning.create_task(provider, MODEL, hash_, params)
     await broker.fine_tuning.wait_task(provider, task)
     logs = [piece async for piece in _until_delivered(broker, provider, task)]
     await broker.fine_tuning.deliver(provider, task, tmp_path / "out")
-    changes = [*logs, *await collect(broker, provider, task)]
-    assert {c.kind for c in changes} >= {"task_log_appended", "task_state_changed"}
+    async with broker.fine_tuning.follow_metrics(provider, task) as figures:
+        metrics = [metric async for metric in figures]
+    series = await broker.fine_tuning.get_metrics(provider, task)
+    assert [m.metric for m in metrics if m.metric] == figures.series.points == series.points
+    assert [m.step for m in series.points] == [1, 2]
+    assert metrics[-1].summary == series.summary
+    assert (metrics[-1].eta, series.malformed) == (0.0, 0)
+    changes = [*logs, *metrics, *await collect(broker, provider, task)]
+    checked(changes, task, {"task_log_appended", "task_metric", "task_state_changed"})
+    assert len({c.id for c in changes}) == len(changes)
+
+
+def checked(changes, task, kinds):
+    assert {c.kind for c in changes} >= kinds
     for change in changes:
         assert change.id
         assert change.at.tzinfo is not None
         assert change.source in ("provider", "chain", "clock")
         assert change.task_id == task
+
+
+@pytest.mark.goal("WAT-04", part="on the devnet, with changes")
+@pytest.mark.goal("TSK-05")
+@pytest.mark.goal("WAT-02", part="queue position")
+async def test_a_queued_task_tells_who_is_ahead_and_one_that_gets_no_further_its_last_words(
+    devnet, provider, dataset, tmp_path
+):
+    keys = [new_key(devnet) for _ in range(3)]
+    policy = PollPolicy(first=0.1, longest=0.2, rate=50.0, stuck_seconds={TaskProgress.TRAINING: 0.5})
+    devnet.control("settings", provider=0, train_seconds=60.0)
+    try:
+        async with open_broker(devnet, None, tmp_path, private_keys=keys, polling=policy) as first:
+            tasks = []
+            for wallet in first.wallets:
+                view = first.using(wallet)
+                await view.ledger.ensure_funded(provider, "fine-tuning", "1")
+                hash_ = (await view.fine_tuning.upload_dataset_to_tee(provider, dataset)).dataset_hash
+                tasks.append((view, await view.fine_tuning.create_task(provider, MODEL, hash_, PARAMS)))
+            (one, training), (two, leaving), (three, waiting) = tasks
+            queue = []
+            with anyio.fail_after(60):
+                async with three.fine_tuning.watch_task(provider, waiting) as changes:
+                    async for change in changes:
+                        if not isinstance(change, TaskQueueMoved):
+                            continue
+                        queue.append(change)
+                        if len(queue) == 2:
+                            break
+                        outcome = await two.fine_tuning.cancel_task(provider, leaving)
+                        assert outcome.result.value == "cancelled"
+            assert [(c.ahead, c.previous) for c in queue] == [(2, None), (1, 2)]
+            checked(queue, waiting, {"task_queue_moved"})
+            told = await collect(one, provider, training, until=lambda c: isinstance(c, TaskStuck))
+            checked(told, training, {"task_stuck"})
+            log = await one.fine_tuning.get_log(provider, training)
+            assert told[-1].log_line in log.strip().splitlines()
+            assert told[-1].seconds >= 0.5
+            assert told[-1].state is TaskProgress.TRAINING
+            devnet.control("restart", provider=0)  # fails it
+            again = await collect(one, provider, training, told[-1].cursor)
+            assert [c.kind for c in again] == ["task_state_changed"]  # told once
+    finally:
+        devnet.control("restart", provider=0)
+        devnet.control("settings", provider=0, train_seconds=0.0)
 
 
 async def _until_delivered(broker, provider, task):
@@ -266,17 +332,31 @@ async def test_two_hundred_watches_share_one_poller_that_keeps_its_rate(
                     for view, task in tasks * 50:
                         group.start_soon(watch, view, task)
             assert 8 <= len(asked) <= 3 * policy.rate + 4
-            assert {path.split("/")[3] for path in asked} == set(first.wallets)
+            assert {path.split("/")[3] for path in asked} == {*first.wallets, "pending"}
     finally:
         devnet.control("restart", provider=0)
         devnet.control("settings", provider=0, train_seconds=0.0)
 
 
+@pytest.mark.goal("WAT-02", part="warning")
 async def test_an_unreachable_provider_is_a_warning_while_the_chain_still_tells(devnet, broker, provider, task):
     await broker.fine_tuning.wait_task(provider, task)
     devnet.control("stop", provider=0)
     try:
         changes = await collect(broker, provider, task, until=lambda c: isinstance(c, WatchWarning))
         assert states(changes) == [TaskProgress.DELIVERED]
+        checked(changes, task, {"watch_warning"})
     finally:
         devnet.control("start", provider=0)
+
+
+@pytest.mark.goal("WAT-02", part="deadline")
+async def test_reminders_of_the_deadline_are_changes_like_the_others(broker, provider, task, monkeypatch):
+    await broker.fine_tuning.wait_task(provider, task)
+    hub = broker.fine_tuning._hub
+    window = (await broker.fine_tuning.get_delivery_terms()).window
+    now = type(hub).chain_now
+    monkeypatch.setattr(hub, "chain_now", lambda: now(hub) + dt.timedelta(seconds=0.97 * window))
+    changes = await collect(broker, provider, task, until=lambda c: getattr(c, "percent", 0) == 95)
+    checked(changes, task, {"ack_deadline_near"})
+    assert [c.percent for c in changes if isinstance(c, AckDeadlineNear)] == [50, 80, 95]

@@ -32,6 +32,7 @@ ALL: tuple[e.Event, ...] = (
     e.TaskRequested(request_nonce=17_000_000_000_000_040),
     e.TaskCreated(task_id="1f6fef2b-e0f6-4d3c-9f31-0f2f4ed0a111"),
     e.TaskProgressed(progress=TaskProgress.TRAINING, fee=10**16, source="provider"),
+    e.TaskWaiting(ahead=3),
     e.StageRetrying(stage="train", attempt=1, code="provider_unavailable", message="no answer", retry_at=AT),
     e.TaskAdopted(
         provider=PROVIDER,

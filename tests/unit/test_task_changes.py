@@ -3,6 +3,7 @@
 import dataclasses
 import datetime as dt
 import itertools
+import json
 import typing
 
 import pytest
@@ -229,3 +230,42 @@ def test_resuming_from_any_cursor_tells_the_rest_of_the_chain_once(order, cut):
     again = [c for make in (added, acknowledged, settled) for c in rest.see_event(make())]
     once = [c.id for c in first if c.source == "chain"]
     assert not set(once) & {c.id for c in again if c.source == "chain"}
+
+
+@pytest.mark.goal("WAT-04", part="the fewest seen ahead, each change once")
+def test_the_number_ahead_only_goes_down_and_each_change_is_told_once():
+    s = story()
+    s.see_task(task(TaskProgress.INIT))
+    told = [(c.ahead, c.previous) for n in (4, 4, 5, 3, 3, 6, 1) for c in s.see_pending(T0, n)]
+    assert told == [(3, None), (2, 3), (0, 2)]
+    again = story()
+    again.restore(WatchCursor.decode(s.cursor.encode()))
+    assert again.see_pending(T0, 9) == []
+    s.see_task(task(TaskProgress.TRAINING))
+    assert s.see_pending(T0, 1) == []
+
+
+@pytest.mark.goal("TSK-05", part="going back and forth is no progress")
+def test_a_state_that_lasts_too_long_is_told_once_however_the_task_goes_back_and_forth():
+    s, limits = story(), {TaskProgress.SETTING_UP: 60.0, TaskProgress.TRAINING: 600.0}
+    s.see_task(task(TaskProgress.INIT))
+    assert s.stuck_at(limits) is None
+    for minute in range(3):
+        at = T0 + dt.timedelta(seconds=30 * minute)
+        s.see_task(dataclasses.replace(task(TaskProgress.SETTING_UP), updated_at=at))
+        s.see_task(dataclasses.replace(task(TaskProgress.INIT), updated_at=at))
+    assert s.stuck_at(limits) == T0 + dt.timedelta(seconds=60)
+    log = "[2027-01-15T08:00:00Z] setup failed: download failed: gone\n[2027-01-15T08:00:01Z] Retrying task 1\n\n"
+    (told,) = s.see_stuck(T0 + dt.timedelta(seconds=61), log)
+    assert (told.state, told.seconds, told.reason) == (TaskProgress.SETTING_UP, 61.0, "download failed: gone")
+    assert told.log_line.endswith("Retrying task 1")
+    assert s.stuck_at(limits) is None
+    s.see_task(dataclasses.replace(task(TaskProgress.TRAINING), updated_at=T0 + dt.timedelta(hours=1)))
+    assert s.stuck_at(limits) == T0 + dt.timedelta(hours=1, seconds=600)
+
+
+def test_a_cursor_of_a_release_that_told_less_is_still_good():
+    old = {"block_number": 7, "block_hash": "0xaa", "log_index": -1, "state": None, "state_text": "", "marks": 0}
+    assert WatchCursor.decode(json.dumps(old | {"lost": False})) == WatchCursor(block_number=7, block_hash="0xaa")
+    assert WatchCursor.decode(json.dumps(old)) is None
+    assert WatchCursor.decode("[]") is None

@@ -252,7 +252,12 @@ class TaskScreen:
                 text = "the provider has lost the task, but its delivery stands on chain"
             case tc.WatchWarning():
                 text = f"warning: {printable(change.message, limit=500)}"
-            case tc.WatchResynced() | tc.TaskLogAppended():
+            case tc.TaskQueueMoved():
+                text = f"{change.ahead} tasks ahead" if change.ahead else "no task ahead"
+            case tc.TaskStuck():
+                text = f"warning: {change.state.value} for {duration_text(change.seconds)}; the log's last line: "
+                text += printable(change.log_line, limit=500) or "none"
+            case tc.WatchResynced() | tc.TaskMetric() | tc.TaskLogAppended():
                 text = "read anew"
         if self._where.as_json:
             print_json(change.kind, _fields(change))

@@ -185,6 +185,15 @@ class TaskProgressed(_Fact):
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class TaskWaiting(_Fact):
+    """Why the task doesn't train yet: tasks of all users are ahead of it."""
+
+    ahead: int
+    """At most so many."""
+    kind: Literal["task_waiting"] = "task_waiting"
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class TaskDelivered(_Fact):
     """The deliverable is on chain."""
 
@@ -379,6 +388,7 @@ Event = (
     | TaskCreated
     | TaskAdopted
     | TaskProgressed
+    | TaskWaiting
     | TaskDelivered
     | AckDeadlineNear
     | DeliveryUnverified

@@ -41,6 +41,7 @@ from zg_async.jobs.events import (
     TaskDelivered,
     TaskProgressed,
     TaskRequested,
+    TaskWaiting,
     UnknownEvent,
 )
 from zg_async.jobs.spec import JobSpec
@@ -114,6 +115,8 @@ class JobState:
     request_nonce: int | None = None
     task_id: TaskId | None = None
     progress: TaskProgress | None = None
+    ahead: int | None = None
+    """How many tasks of all users are ahead of its task, at most; None: not known, or it doesn't wait."""
     fee: int = 0
     """By the provider's word until the settlement is seen."""
     adopted: bool = False
@@ -221,6 +224,8 @@ def _apply(state: JobState, event: Event) -> JobState:  # one arm per event
             return _adopted(state, event)
         case TaskProgressed():
             return _progressed(state, event)
+        case TaskWaiting():
+            return change(ahead=event.ahead)
         case TaskDelivered():
             return change(delivered=event)
         case AckDeadlineNear():
@@ -277,6 +282,7 @@ def _excluded(state: JobState, event: ProviderExcluded) -> JobState:
         request_nonce=None,
         task_id=None,
         progress=None,
+        ahead=None,
         fee=0,
         queued_at=event.at,
         training_at=None,
@@ -285,7 +291,8 @@ def _excluded(state: JobState, event: ProviderExcluded) -> JobState:
 
 
 def _progressed(state: JobState, event: TaskProgressed) -> JobState:
-    state = dataclasses.replace(state, progress=event.progress, fee=event.fee or state.fee)
+    ahead = state.ahead if event.progress in CANCELLABLE else None
+    state = dataclasses.replace(state, progress=event.progress, fee=event.fee or state.fee, ahead=ahead)
     if event.progress is TaskProgress.TRAINING and state.training_at is None:
         return dataclasses.replace(state, training_at=event.at)
     if event.progress in CANCELLABLE:

@@ -21,15 +21,17 @@ from zg_async.jobs.events import (
     TaskDelivered,
     TaskProgressed,
     TaskRequested,
+    TaskWaiting,
 )
 from zg_async.jobs.preparing import estimate_cost, needed
 from zg_async.jobs.work import Work, check_terms, known, lost_task
-from zg_async.managers.task_changes import TaskStateChanged
+from zg_async.managers.task_changes import TaskQueueMoved, TaskStateChanged, TaskStuck
 from zg_async.text import printable
 from zg_async.units import format_amount
 from zg_async.wire.hashing import hex0x
 from zg_async.wire.provider_api import failure_reason
 from zg_async.wire.records import (
+    CANCELLABLE,
     CancelResult,
     Task,
     TaskId,
@@ -95,6 +97,10 @@ async def train(work: Work) -> AsyncGenerator[Event, None]:
     async with tuning.watch_task(work.provider, work.task_id) as changes:
         async for change in changes:
             cursor = change.cursor
+            if isinstance(change, TaskQueueMoved):
+                yield TaskWaiting(ahead=change.ahead)
+            if isinstance(change, TaskStuck):
+                yield _stuck(change)
             if not isinstance(change, TaskStateChanged):
                 continue
             deadline, root, fee = change.ack_deadline, change.model_root_hash, change.task.fee if change.task else 0
@@ -117,6 +123,18 @@ async def train(work: Work) -> AsyncGenerator[Event, None]:
         cursor=cursor,
         window=terms.window,
         penalty_percentage=terms.penalty_percentage,
+    )
+
+
+def _stuck(change: TaskStuck) -> JobWarned:
+    words = printable(change.reason or change.log_line, limit=500) or "nothing"
+    hint = "The provider's operator has to look; it can't be cancelled any more"
+    if change.state in CANCELLABLE:
+        hint = "Cancel the job to try another provider; max_queue_seconds does so by itself"
+    return JobWarned(
+        code="stuck",
+        message=f"task {change.task_id} is {change.state.value} for {change.seconds:.0f} s; its log ends with: {words}",
+        hint=hint,
     )
 
 

@@ -25,16 +25,18 @@ from zg_async.logs import get_logger
 from zg_async.managers import delivery
 from zg_async.managers.context import Context
 from zg_async.managers.diagnosis import Diagnosis, diagnose
+from zg_async.managers.log_follow import LogFollow, MetricFollow
 from zg_async.managers.model_sources import Method, check_method, fetch_model
 from zg_async.managers.open_tasks import OpenTasks, read_open_tasks
 from zg_async.managers.provider_client import ProviderClient
 from zg_async.managers.recovery import Recovery, recover
 from zg_async.managers.task_changes import TaskChange, TaskStateChanged
-from zg_async.managers.watch import LogFollow, TaskWatch, WatchHub
+from zg_async.managers.watch import TaskWatch, WatchHub
 from zg_async.tracing import observed
 from zg_async.wire import provider_api, signing
 from zg_async.wire.attestation import QuoteReport, check_quote
 from zg_async.wire.hashing import hex0x, parse_address
+from zg_async.wire.metric_series import MetricSeries
 from zg_async.wire.records import (
     DOWNLOADABLE,
     TERMINAL,
@@ -47,6 +49,7 @@ from zg_async.wire.records import (
     TaskId,
     TaskProgress,
 )
+from zg_async.wire.task_log import parse_log
 
 DownloadMethod = Method
 
@@ -179,6 +182,30 @@ class Deliverables:
         """
         address = parse_address(provider, what="provider")
         return LogFollow(self._hub, self._ctx.wallet, address, TaskId(task_id), offset=offset)
+
+    def follow_metrics(self, provider: str, task_id: str) -> MetricFollow:
+        """Follow a training's figures until the task has ended; `series` on what it returns holds all so far.
+
+        Today's trainer logs them when the training has ended, older ones live: only then there is a time left.
+
+        Args:
+            provider: The provider's address.
+            task_id: Which task.
+        """
+        return MetricFollow(self.follow_log(provider, task_id))
+
+    async def get_metrics(self, provider: str, task_id: str) -> MetricSeries:
+        """Read a training's figures as the log has them now.
+
+        Args:
+            provider: The provider's address.
+            task_id: Which task.
+        """
+        client = await self._client_of(provider)
+        series, now = MetricSeries(), self._ctx.clock.now()
+        for entry in parse_log(await client.get_log_bytes(self._ctx.wallet, TaskId(task_id))):
+            series.add(entry, now)
+        return series
 
     async def list_open_tasks(self) -> OpenTasks:
         """List this wallet's unfinished tasks and unacknowledged deliveries at all providers.

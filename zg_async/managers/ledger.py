@@ -5,11 +5,12 @@ Rules and limits: 0g-serving-contract contracts/ledger/LedgerManager.sol.
 
 import dataclasses
 import datetime as dt
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
 from typing import Any, Final
 
 from zg_async.errors import (
     AccountNotFoundError,
+    ConfigError,
     InsufficientGasFundsError,
     LedgerNotFoundError,
     LimitError,
@@ -19,6 +20,7 @@ from zg_async.errors import (
 from zg_async.logs import get_logger
 from zg_async.managers.account_room import AccountRoom
 from zg_async.managers.context import Context
+from zg_async.managers.refund_watch import RefundsChanged, wait_refunds, watch_refunds
 from zg_async.managers.retrieving import OpenTasks, Retrieval, open_pairs, standing
 from zg_async.managers.services import LedgerLimits, ServiceType
 from zg_async.tracing import observed
@@ -434,6 +436,29 @@ class LedgerManager:
         rows = await self.get_providers_with_balance(service_type)
         return tuple(row for row in rows if wanted is None or row.provider in wanted)
 
+    def watch_refunds(self, provider: str, service_type: str = "fine-tuning") -> AsyncGenerator[RefundsChanged, None]:
+        """Watch what was asked back from a sub-account: how it stands, each time that changes, until nothing is left.
+
+        Drive it with `contextlib.aclosing`. Leaving it changes nothing.
+
+        Args:
+            provider: The provider's address.
+            service_type: `"fine-tuning"` or `"inference"`.
+        """
+        return watch_refunds(self._ctx, parse_address(provider, what="provider"), _kind(service_type))
+
+    async def wait_refunds(self, provider: str, service_type: str = "fine-tuning") -> RefundsChanged:
+        """Wait until nothing that was asked back from a sub-account is locked; `anyio.fail_after` sets a deadline.
+
+        Args:
+            provider: The provider's address.
+            service_type: `"fine-tuning"` or `"inference"`.
+
+        Returns:
+            What `retrieve_fund` would bring back now.
+        """
+        return await wait_refunds(self._ctx, parse_address(provider, what="provider"), _kind(service_type))
+
     async def _check_refund_slots(self, rows: Sequence[AccountSummary], service_type: str) -> None:
         full = [r for r in rows if r.refund_count >= MAX_OPEN_REFUNDS and r.balance > r.pending_refund]
         if not full:
@@ -483,8 +508,7 @@ class LedgerManager:
         missing = max(required - (account.spendable if account else 0), 0)
         if account is None:
             if check:
-                kind: ServiceType = "inference" if service_type == "inference" else "fine-tuning"
-                (await self.get_account_room(kind)).require(address)
+                (await self.get_account_room(_kind(service_type))).require(address)
             missing = max(missing, limits.min_transfer_amount)
         steps: list[FundingStep] = []
         if missing:
@@ -596,6 +620,12 @@ class LedgerManager:
             if isinstance(result, ZgError):
                 raise result
         return results
+
+
+def _kind(service_type: str) -> ServiceType:
+    if service_type not in ("fine-tuning", "inference"):
+        raise ConfigError(f"there is no service type {service_type[:40]!r}", hint='"fine-tuning" or "inference"')
+    return "inference" if service_type == "inference" else "fine-tuning"
 
 
 def _positive(amount: Amount) -> int:

@@ -98,7 +98,7 @@ async def standing(context: Context, service_type: ServiceType, rows: Sequence[A
     due: list[Address] = []
     waiting: list[tuple[dt.datetime, int]] = []
     for row, account in zip(rows, accounts, strict=True):
-        unlocks = _unlocks(account, lock)
+        unlocks = unlock_times(account, lock)
         if account.balance > account.pending_refund or any(at <= now for at, _ in unlocks):
             due.append(row.provider)
         waiting += [(at, amount) for at, amount in unlocks if at > now]
@@ -110,5 +110,8 @@ async def standing(context: Context, service_type: ServiceType, rows: Sequence[A
     )
 
 
-def _unlocks(account: FineTuningAccountDetails | InferenceAccount, lock: dt.timedelta) -> list[tuple[dt.datetime, int]]:
+def unlock_times(
+    account: FineTuningAccountDetails | InferenceAccount, lock: dt.timedelta
+) -> list[tuple[dt.datetime, int]]:
+    """Return when each live refund unlocks, and its amount."""
     return [(refund.created_at + lock, refund.amount) for refund in account.refunds if refund.amount]

@@ -8,6 +8,8 @@ is only a claim until the deliverable is on chain. `TaskStory` is that merge, pu
 import dataclasses
 import datetime as dt
 import json
+import types
+from collections.abc import Mapping
 from typing import Any, Final, Literal, Self
 
 from zg_async.wire.contracts import (
@@ -19,6 +21,7 @@ from zg_async.wire.contracts import (
 from zg_async.wire.provider_api import ack_window
 from zg_async.wire.records import TERMINAL, Address, Deliverable, Task, TaskId, TaskProgress
 from zg_async.wire.strict_json import BadJsonError, decode_json
+from zg_async.wire.task_log import Metric, TrainSummary, failure_reason
 
 Source = Literal["provider", "chain", "clock"]
 ChainFact = DeliverableAdded | DeliverableAcknowledged | FeesSettled | DeliverableAbandoned
@@ -26,6 +29,23 @@ ChainFact = DeliverableAdded | DeliverableAcknowledged | FeesSettled | Deliverab
 MARKS: Final = (50, 80, 95)
 """Per cent of the acknowledgement window at which a change reminds of it."""
 
+STUCK_SECONDS: Final[Mapping[TaskProgress, float]] = types.MappingProxyType(
+    {
+        TaskProgress.INIT: 2 * 3600.0,
+        TaskProgress.SETTING_UP: 1800.0,
+        TaskProgress.SET_UP: 2 * 3600.0,
+        TaskProgress.TRAINING: 6 * 3600.0,
+        TaskProgress.TRAINED: 1800.0,
+        TaskProgress.DELIVERING: 3600.0,
+        TaskProgress.USER_ACKNOWLEDGED: 1800.0,
+    }
+)
+"""How long a task may be where it is before that is told. Providers give setup and delivery an hour per attempt, and
+look at each task once a minute."""
+QUEUED: Final = frozenset({TaskProgress.INIT, TaskProgress.SETTING_UP, TaskProgress.SET_UP})
+_ORDER: Final = {state: number for number, state in enumerate(TaskProgress)}
+_NEWER: Final = ("ahead", "stuck")
+"""Fields that cursors of older releases lack."""
 _AFTER_DELIVERY: Final = frozenset(
     {TaskProgress.DELIVERED, TaskProgress.USER_ACKNOWLEDGED, TaskProgress.FINISHED, TaskProgress.FAILED}
 )
@@ -84,6 +104,46 @@ class TaskLogAppended(_Change):
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class TaskMetric(_Change):
+    """The training logged figures."""
+
+    metric: Metric | None
+    """Of a step; None: these are the closing ones."""
+    summary: TrainSummary | None
+    steps_per_second: float | None
+    """The speed so far; None: not known."""
+    eta: float | None
+    """Seconds until the training ends, at that speed; None: not known."""
+    kind: Literal["task_metric"] = "task_metric"
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class TaskQueueMoved(_Change):
+    """Why the task waits: tasks of all users are ahead of it."""
+
+    ahead: int
+    """At most so many."""
+    previous: int | None
+    """None: the first that this watch knows."""
+    kind: Literal["task_queue_moved"] = "task_queue_moved"
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class TaskStuck(_Change):
+    """The task hasn't got any further for longer than it should take."""
+
+    state: TaskProgress
+    """The furthest it got."""
+    seconds: float
+    """For how long."""
+    log_line: str
+    """The last line of its log; empty: it can't be read."""
+    reason: str
+    """Why the provider's last attempt failed, by its log; empty: it doesn't say."""
+    kind: Literal["task_stuck"] = "task_stuck"
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class AckDeadlineNear(_Change):
     """Part of the acknowledgement window is over and the delivery isn't acknowledged."""
 
@@ -125,6 +185,9 @@ TaskChange = (
     TaskStateChanged
     | TaskSettled
     | TaskLogAppended
+    | TaskMetric
+    | TaskQueueMoved
+    | TaskStuck
     | AckDeadlineNear
     | DeliveredProviderLostState
     | WatchResynced
@@ -145,6 +208,10 @@ class WatchCursor:
     marks: int = 0
     """The highest per cent mark told."""
     lost: bool = False
+    ahead: int | None = None
+    """The last queue position told."""
+    stuck: str | None = None
+    """The state that was last told to last too long."""
 
     def encode(self) -> str:
         """Write it as text."""
@@ -155,11 +222,11 @@ class WatchCursor:
         """Read it back; None when it can't be read, which is treated as an expired cursor."""
         try:
             value = decode_json(text, limit=4096)
-            fields = {f.name: value[f.name] for f in dataclasses.fields(cls)}
-            cursor = cls(**fields)
-        except (BadJsonError, KeyError, TypeError):
+            fields = {f.name: value[f.name] for f in dataclasses.fields(cls) if f.name not in _NEWER}
+            cursor = cls(**fields, **{name: value.get(name) for name in _NEWER})
+        except (BadJsonError, KeyError, TypeError, AttributeError):
             return None
-        kinds = (int, str, int, str | None, str, int, bool)
+        kinds = (int, str, int, str | None, str, int, bool, int | None, str | None)
         values = dataclasses.astuple(cursor)
         return cursor if all(isinstance(v, k) for v, k in zip(values, kinds, strict=True)) else None
 
@@ -190,6 +257,10 @@ class TaskStory:
         self.settled = False
         self._marks = 0
         self._lost = False
+        self.ahead: int | None = None
+        self._furthest: TaskProgress | None = None
+        self._since: dt.datetime | None = None
+        self._stuck: str | None = None
 
     # ---- where it stands
 
@@ -205,6 +276,8 @@ class TaskStory:
             state_text=self.state_text,
             marks=self._marks,
             lost=self._lost,
+            ahead=self.ahead,
+            stuck=self._stuck,
         )
 
     def restore(self, cursor: WatchCursor) -> None:
@@ -214,6 +287,7 @@ class TaskStory:
         self.state_text = cursor.state_text
         self._marks = cursor.marks
         self._lost = cursor.lost
+        self.ahead, self._stuck = cursor.ahead, cursor.stuck
 
     def recall(self, deliverable: Deliverable) -> None:
         """Know a deliverable whose delivery has been told, without telling it again."""
@@ -256,6 +330,7 @@ class TaskStory:
     def see_task(self, task: Task) -> list[TaskChange]:
         """Take in the provider's answer; call `see_deliverable` first where `wants_chain` says so."""
         self.task = task
+        self._see_progress(task.progress, task.updated_at)
         if self.root is not None:
             return self._see_lost(task) if task.progress is TaskProgress.FAILED else []
         if task.progress in _AFTER_DELIVERY and task.progress is not TaskProgress.FAILED:
@@ -286,6 +361,7 @@ class TaskStory:
             state = TaskProgress.FINISHED
         elif deliverable.acknowledged:
             state = TaskProgress.USER_ACKNOWLEDGED
+        self._see_progress(state, deliverable.timestamp)
         return self._state(state, state.value, "chain", deliverable.timestamp)
 
     def see_event(self, event: ChainFact) -> list[TaskChange]:
@@ -301,6 +377,7 @@ class TaskStory:
                 return self._state(TaskProgress.DELIVERED, "Delivered", "chain", event.timestamp)
             case DeliverableAcknowledged():
                 self.acknowledged = True
+                self._see_progress(TaskProgress.USER_ACKNOWLEDGED, event.timestamp)
                 return self._state(TaskProgress.USER_ACKNOWLEDGED, "UserAcknowledged", "chain", event.timestamp)
             case FeesSettled():
                 told = self.settled
@@ -346,6 +423,52 @@ class TaskStory:
             )
         return changes
 
+    def _see_progress(self, state: TaskProgress, at: dt.datetime) -> None:
+        """Take note of since when the task is as far as it is; going back and forth is no progress."""
+        if state is TaskProgress.UNKNOWN or (self._furthest is not None and _ORDER[state] <= _ORDER[self._furthest]):
+            return
+        self._furthest, self._since = state, at
+
+    def stuck_at(self, seconds: Mapping[TaskProgress, float]) -> dt.datetime | None:
+        """When the task will have been where it is for too long; None: it may stay, or it was told."""
+        if self._furthest is None or self._since is None or self.over or self._stuck == self._furthest.value:
+            return None
+        limit = seconds.get(self._furthest)
+        return None if limit is None else self._since + dt.timedelta(seconds=limit)
+
+    def see_stuck(self, now: dt.datetime, log: str) -> list[TaskChange]:
+        """Tell that the task gets no further, with the end of its log."""
+        if self._furthest is None or self._since is None:
+            return []
+        self._stuck = self._furthest.value
+        lines = [line for line in log.splitlines() if line.strip()]
+        return [
+            TaskStuck(
+                **self._common("clock", now, f"s{self._furthest.value}.{self.task_id}"),
+                state=self._furthest,
+                seconds=(now - self._since).total_seconds(),
+                log_line=lines[-1] if lines else "",
+                reason=failure_reason(log),
+            )
+        ]
+
+    def see_pending(self, now: dt.datetime, pending: int) -> list[TaskChange]:
+        """Take in how many tasks of all users a provider has in setup or training.
+
+        Args:
+            now: When.
+            pending: How many, this one included. Some may be behind it, so the fewest seen so far is what counts.
+        """
+        if self.state not in QUEUED:
+            return []
+        ahead, previous = max(pending - 1, 0), self.ahead
+        ahead = ahead if previous is None else min(ahead, previous)
+        if ahead == previous:
+            return []
+        self.ahead = ahead
+        change = self._common("provider", now, f"q{ahead}.{self.task_id}")
+        return [TaskQueueMoved(**change, ahead=ahead, previous=previous)]
+
     def next_mark(self) -> dt.datetime | None:
         """When `see_time` has something to say next."""
         deadline = self.ack_deadline
@@ -369,6 +492,10 @@ class TaskStory:
     def log_appended(self, now: dt.datetime, text: str, offset: int) -> TaskLogAppended:
         """Make a change of new log text."""
         return TaskLogAppended(**self._common("provider", now, f"l{offset}"), text=text, offset=offset)
+
+    def metric(self, at: dt.datetime, change_id: str, **figures: Any) -> TaskMetric:
+        """Make a change of logged figures."""
+        return TaskMetric(**self._common("provider", at, change_id), **figures)
 
     # ---- helpers
 

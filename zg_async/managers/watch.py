@@ -28,7 +28,6 @@ from zg_async.errors import (
     ChainUnavailableError,
     ClosedError,
     DeliverableNotFoundError,
-    ProviderUnavailableError,
     TaskNotFoundError,
     ZgError,
 )
@@ -36,9 +35,10 @@ from zg_async.logs import get_logger
 from zg_async.managers.provider_client import ProviderClient
 from zg_async.managers.services import ServiceDirectory
 from zg_async.managers.task_changes import (
+    QUEUED,
+    STUCK_SECONDS,
     ChainFact,
     TaskChange,
-    TaskLogAppended,
     TaskStory,
     WatchCursor,
 )
@@ -56,7 +56,7 @@ from zg_async.wire.contracts import (
     ServiceUpdated,
     decode_log,
 )
-from zg_async.wire.records import Address, Deliverable, Task, TaskId
+from zg_async.wire.records import Address, Deliverable, Task, TaskId, TaskProgress
 
 _log = get_logger("zg_async.watch")
 
@@ -68,6 +68,8 @@ _SERVICE_AGE: Final = 3600.0
 _SERVICE_AGE_UNTOLD: Final = 60.0
 _WARN_AFTER: Final = 3
 """Rounds that fail in a row before watches are told."""
+_LOG_SECONDS: Final = 10.0
+_LOG_TAIL: Final = 20_000
 _MAX_PENDING: Final = 1000
 """Facts a watch holds for a consumer that doesn't come; older provider answers are dropped first."""
 
@@ -84,6 +86,8 @@ class PollPolicy:
     """How much longer each quiet round waits."""
     rate: float = 5.0
     """Requests per second to one provider, at most."""
+    stuck_seconds: Mapping[TaskProgress, float] = dataclasses.field(default_factory=lambda: STUCK_SECONDS)
+    """How long a task may be in each state before that is told; a state that isn't named may last."""
 
 
 async def wait_any(clock: Clock, event: anyio.Event, seconds: float) -> None:
@@ -115,6 +119,7 @@ class WatchHub:
         self._pollers: dict[Address, _Poller] = {}
         self._watches: dict[tuple[Address, Address, TaskId], weakref.WeakSet[TaskWatch]] = {}
         self.looks = _Looks(chain, services)
+        self.logs = _Logs(self)
         self._reading = False
         self._cursor: Cursor | None = None
         self._skew = 0.0
@@ -276,6 +281,29 @@ class _Looks:
                 look.answer = (block, result)
 
 
+class _Logs:
+    """Reads logs for many watches: who comes soon after another gets the same."""
+
+    def __init__(self, hub: WatchHub) -> None:
+        self._hub = hub
+        self._lock = anyio.Lock()
+        self._read: dict[_Key, tuple[float, str]] = {}
+
+    async def read(self, key: _Key) -> str:
+        """Return a task's log; empty when it can't be read."""
+        async with self._lock:
+            now = self._hub.clock.monotonic()
+            self._read = {k: (at, log) for k, (at, log) in self._read.items() if now - at < _LOG_SECONDS}
+            if key not in self._read:
+                wallet, provider, task_id = key
+                try:
+                    log = await (await self._hub.client(provider)).get_log(wallet, task_id)
+                except ZgError:
+                    log = ""
+                self._read[key] = (now, log[-_LOG_TAIL:])
+            return self._read[key][1]
+
+
 class _Poller:
     """Asks one provider for the tasks of every watched wallet."""
 
@@ -286,6 +314,7 @@ class _Poller:
         self._wake = anyio.Event()
         self._failures = 0
         self._seen: dict[TaskId, tuple[str, dt.datetime]] = {}
+        self._progress: dict[TaskId, TaskProgress] = {}
         self.over = False
 
     def add(self, wallet: Address, task_id: TaskId) -> None:
@@ -322,10 +351,36 @@ class _Poller:
         for wallet, tasks in list(self._wanted.items()):
             began = clock.monotonic()
             changed |= await self._ask(wallet, tasks)
-            rest = 1 / self._hub.policy.rate - (clock.monotonic() - began)
-            if len(self._wanted) > 1 and rest > 0:
-                await clock.sleep(rest)
+            await self._rest(began, len(self._wanted) > 1)
+        began, queued = clock.monotonic(), self._queued()
+        if queued:
+            await self._ask_queue(queued)
+            await self._rest(began, len(self._wanted) > 1)
         return changed
+
+    async def _rest(self, began: float, is_due: bool) -> None:
+        """Keep the rate."""
+        rest = 1 / self._hub.policy.rate - (self._hub.clock.monotonic() - began)
+        if is_due and rest > 0:
+            await self._hub.clock.sleep(rest)
+
+    def _queued(self) -> "list[TaskWatch]":
+        """Return the watches of tasks that wait for training."""
+        return [
+            watch
+            for wallet, tasks in self._wanted.items()
+            for task_id in tasks
+            if self._progress.get(task_id) in QUEUED
+            for watch in self._hub.watches(wallet, self._provider, task_id)
+        ]
+
+    async def _ask_queue(self, queued: "list[TaskWatch]") -> None:
+        try:
+            pending = await (await self._hub.client(self._provider)).pending()
+        except ZgError:
+            return  # the tasks were answered for; how long the queue is only adds to that
+        for watch in queued:
+            watch.put(QueueLength(pending))
 
     async def _ask(self, wallet: Address, tasks: set[TaskId]) -> bool:
         try:
@@ -344,6 +399,7 @@ class _Poller:
                 seen = (task.progress_text, task.updated_at)
                 changed |= self._seen.get(task.id) != seen
                 self._seen[task.id] = seen
+                self._progress[task.id] = task.progress
                 for watch in self._hub.watches(wallet, self._provider, task.id):
                     watch.put(task)
         return changed
@@ -360,7 +416,14 @@ class _Poller:
                 watch.put(what.again() if isinstance(what, ZgError) else what)
 
 
-_Fact = Task | ChainFact | Rewound | Resync | ZgError | str
+@dataclasses.dataclass(frozen=True, slots=True)
+class QueueLength:
+    """How many tasks of all users a provider has in setup or training."""
+
+    pending: int
+
+
+_Fact = Task | QueueLength | ChainFact | Rewound | Resync | ZgError | str
 
 
 class TaskWatch:
@@ -382,6 +445,7 @@ class TaskWatch:
         self._facts: collections.deque[_Fact] = collections.deque()
         self._answer: Task | None = None
         """The provider's last answer handed in."""
+        self._queue: QueueLength | None = None
         self._changes: collections.deque[TaskChange] = collections.deque()
         self._wake = anyio.Event()
         self._started = self._closed = False
@@ -404,9 +468,13 @@ class TaskWatch:
             if fact == self._answer and not (self._story and self._story.wants_chain(fact)):
                 return
             self._answer = fact
+        if isinstance(fact, QueueLength):
+            if fact == self._queue:
+                return
+            self._queue = fact
         if len(self._facts) >= _MAX_PENDING:
-            self._facts = collections.deque(f for f in self._facts if not isinstance(f, Task | str))
-            self._answer = None
+            self._facts = collections.deque(f for f in self._facts if not isinstance(f, Task | QueueLength | str))
+            self._answer = self._queue = None
         self._facts.append(fact)
         self._wake.set()
 
@@ -455,19 +523,23 @@ class TaskWatch:
         """Wait for a fact, or for the next reminder of the deadline."""
         story = self._require_story()
         self._wake = anyio.Event()
-        mark = story.next_mark()
-        if mark is None:
+        mark, stuck = story.next_mark(), story.stuck_at(self._hub.policy.stuck_seconds)
+        due = min((moment for moment in (mark, stuck) if moment is not None), default=None)
+        if due is None:
             await self._wake.wait()
         else:
-            left = (mark - self._hub.chain_now()).total_seconds()
+            left = (due - self._hub.chain_now()).total_seconds()
             if left > 0:
                 await wait_any(self._hub.clock, self._wake, left)
+        if stuck is not None and self._hub.chain_now() >= stuck and not self._facts:
+            log = await self._hub.logs.read(self.key)
+            self._changes.extend(story.see_stuck(self._hub.chain_now(), log))
         self._changes.extend(story.see_time(self._hub.chain_now()))
 
     async def _start(self) -> None:
         hub = self._hub
         self._facts.clear()
-        self._answer = None
+        self._answer = self._queue = None
         hub.add(self)  # first, so that nothing falls between what is read here and what the hub reads
         lock_time, penalty = await hub.services.delivery_terms()
         story = TaskStory(self.provider, self.task_id, lock_time=lock_time, penalty_percentage=penalty)
@@ -544,6 +616,8 @@ class TaskWatch:
             self._closed = True
             self._hub.remove(self)
             raise fact
+        elif isinstance(fact, QueueLength):
+            self._changes.extend(story.see_pending(self._hub.chain_now(), fact.pending))
         elif isinstance(fact, Rewound):
             story.rewind(fact.cursor.block_number, fact.cursor.block_hash)
         elif isinstance(fact, Resync):
@@ -565,68 +639,3 @@ class TaskWatch:
             raise error
         if story.root is None:
             self._changes.extend(story.see_deliverable(deliverable))
-
-
-class LogFollow:
-    """New text of a task's log, as an iterator; also a context manager whose value is itself."""
-
-    def __init__(self, hub: WatchHub, wallet: Address, provider: Address, task_id: TaskId, *, offset: int = 0) -> None:
-        """Make a follower; nothing is asked before it is awaited."""
-        self._hub = hub
-        self._wallet = wallet
-        self._provider = provider
-        self._task_id = task_id
-        self.offset = offset
-        """Bytes told so far."""
-        self._pause = hub.policy.first
-        self._failures = 0
-        self._over = self._closed = False
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._closed = True
-
-    def __aiter__(self) -> AsyncIterator[TaskLogAppended]:
-        return self
-
-    async def __anext__(self) -> TaskLogAppended:
-        """Return the next piece.
-
-        Raises:
-            ProviderUnavailableError: The provider stopped answering before the task had ended.
-        """
-        while not (self._closed or self._over):
-            try:
-                piece = await self._look()
-                self._failures = 0
-            except ProviderUnavailableError:
-                self._failures += 1
-                if self._failures > _WARN_AFTER:
-                    raise
-                piece = None
-            if piece is not None:
-                self._pause = self._hub.policy.first
-                return piece
-            if not self._over:
-                await self._hub.clock.sleep(self._pause)
-                self._pause = min(self._pause * self._hub.policy.growth, self._hub.policy.longest)
-        raise StopAsyncIteration
-
-    async def _look(self) -> TaskLogAppended | None:
-        client = await self._hub.client(self._provider)
-        task = await client.get_task(
-            self._wallet, self._task_id
-        )  # before the log: what ends after it is seen next time
-        data = await client.get_log_bytes(self._wallet, self._task_id)
-        if len(data) < self.offset:
-            self.offset = 0  # truncated: begin anew
-        if len(data) > self.offset:
-            offset, self.offset = self.offset, len(data)
-            story = TaskStory(self._provider, self._task_id, lock_time=0, penalty_percentage=0)
-            return story.log_appended(task.updated_at, data[offset:].decode("utf-8", "replace"), offset)
-        self._over = task.is_terminal
-        return None

@@ -18,6 +18,7 @@ _CUT_FRAME: Final = re.compile(rb"[\x01\x02]\x00{0,5}(?:\xef\xbf\xbd|[\x00-\xff]
 _PREFIX: Final = re.compile(r"\[(\d{4}-\d\d-\d\d[T ][^\]]{5,30})\] ?(.*)", re.DOTALL)
 _DICT: Final = re.compile(r"\{('[^{}]*)\}")
 _PAIR: Final = re.compile(r"'(\w+)': *'?([-+]?(?:\d[\d.]*(?:[eE][-+]?\d+)?|nan|inf))'?")
+_HOLDS_FIGURES: Final = re.compile(r"'(?:train_)?loss'|Step: \d+, Logs:")
 _STEP: Final = re.compile(r"Step: (\d{1,12}), Logs:")
 _FAILURE: Final = re.compile(r"(?:setup failed: |Error executing task [0-9a-f-]+: )(.+)")
 
@@ -56,6 +57,8 @@ class LogEntry:
     time: dt.datetime | None = None
     metric: Metric | None = None
     summary: TrainSummary | None = None
+    malformed: bool = False
+    """It should hold figures, and they can't be read."""
 
 
 class LogParser:
@@ -103,7 +106,7 @@ class LogParser:
         if "train_loss" in figures:
             return LogEntry(text=text, time=time, summary=_summary(figures))
         if "loss" not in figures:
-            return LogEntry(text=text, time=time)
+            return LogEntry(text=text, time=time, malformed=_HOLDS_FIGURES.search(text) is not None)
         step = _STEP.search(text)
         self._steps = int(step[1]) if step else self._steps + 1
         return LogEntry(text=text, time=time, metric=_metric(self._steps, figures))
