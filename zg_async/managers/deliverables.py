@@ -344,7 +344,7 @@ class Deliverables:
         signer = self._ctx.require_signer()
 
         async def body() -> Mapping[str, object]:
-            timestamp = int(self._ctx.clock.now())
+            timestamp = int(await client.now())
             message = signing.model_download_hash(deliverable.id, timestamp)
             return provider_api.download_body(
                 signing.signature_hex(await self._ctx.sign(message, purpose="download", provider=client.provider)),

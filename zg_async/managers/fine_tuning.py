@@ -422,7 +422,7 @@ class FineTuningManager(Deliverables):
         client = await self._client_of(provider_address)
 
         async def fields() -> Mapping[str, str]:
-            timestamp = int(self._ctx.clock.now())
+            timestamp = int(await client.now())
             message = signing.dataset_upload_hash(signer.address, timestamp)
             signature = signing.signature_hex(
                 await self._ctx.sign(message, purpose="dataset upload", provider=client.provider)

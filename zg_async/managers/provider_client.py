@@ -3,6 +3,7 @@
 It signs nothing: signatures come in, or a callable that makes a fresh one for each attempt. It knows no chain.
 """
 
+import contextlib
 import re
 import secrets
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -13,7 +14,7 @@ import anyio
 import anyio.to_thread
 
 from zg_async.clock import Clock
-from zg_async.errors import ProviderReplyError, ProviderUnavailableError, TaskNotFoundError
+from zg_async.errors import ProviderError, ProviderReplyError, ProviderUnavailableError, TaskNotFoundError
 from zg_async.transport.files import HasherFactory, PartFile, publish
 from zg_async.transport.http import MIB, Http, Reply
 from zg_async.transport.retry import RetryPolicy
@@ -51,6 +52,14 @@ class ProviderClient:
         self._http = http
         self._url = url.rstrip("/")
         self._clock = clock
+
+    async def now(self) -> float:
+        """Return the unix time by the provider's clock, for what is signed; asks it something small if need be."""
+        host, clocks = self._http.host_of(self._url, provider=self.provider), self._http.server_clocks
+        if not clocks.knows(host):
+            with contextlib.suppress(ProviderError):
+                await self.pending()
+        return clocks.now(host)
 
     async def get_quote(self, *, legacy: bool = True) -> Reply:
         """Fetch the attestation quote: body as sent, and the headers, one of which may sign it.

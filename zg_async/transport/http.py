@@ -33,6 +33,7 @@ from zg_async.transport.answers import translated as translated
 from zg_async.transport.egress import Egress, JudgingResolver
 from zg_async.transport.limiter import Limiter, ProviderLimits, Slot
 from zg_async.transport.retry import ONCE, RetryBudget, RetryPolicy, retry
+from zg_async.transport.server_clock import ServerClocks
 
 KIB: Final = 1024
 MIB: Final = 1024 * KIB
@@ -95,6 +96,7 @@ class Http:
             self.egress.allow(proxy)
         self._ssl = _ssl_context(self.settings.ca_file)
         self.limiter = Limiter(self.clock, self.settings.limits)
+        self.server_clocks = ServerClocks(self.clock)
         self.transfers = anyio.CapacityLimiter(max(1, self.settings.max_connections * 3 // 4))
         self._budgets: dict[str, RetryBudget] = {}
         self._session = session
@@ -198,7 +200,7 @@ class Http:
         target = self.egress.check_url(url, provider=provider, plain_http=plain_http)
         endpoint = f"{method} {target.path}"
         with detached_span("zg.http", endpoint=endpoint, host=target.raw_host or "") as traced:
-            started = self.clock.monotonic()
+            started, sent_at = self.clock.monotonic(), self.clock.now()
             failure: ProviderError | None = None
             response: aiohttp.ClientResponse | None = None
             try:
@@ -223,6 +225,7 @@ class Http:
                 )
             answer = Answer(response, endpoint=endpoint, provider=provider)
             traced.set_attribute("zg.status", answer.status)
+            self.server_clocks.saw(f"{target.raw_host}:{target.port}", answer.headers.get("Date"), sent_at)
             with correlated(provider=provider, request_id=answer.request_id):
                 waited = self.clock.monotonic() - started
                 _log.debug("%s answered %d after %.3f s", endpoint, answer.status, waited)
