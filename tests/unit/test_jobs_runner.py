@@ -373,6 +373,57 @@ async def test_jobs_at_one_provider_take_turns(world, runner):
     assert world.posts == 3
 
 
+class ReadsLate(MemoryStore):
+    """Reads one job's events later than all others', as threads may."""
+
+    late = ""
+
+    async def read(self, job_id, after=0):
+        for _ in range(100 * (job_id == self.late)):
+            await anyio.lowlevel.checkpoint()
+        return await super().read(job_id, after)
+
+
+@pytest.mark.goal("DUR-02", part="two jobs of one pair: the one that may have a task keeps the turn")
+async def test_after_a_restart_the_job_that_asked_for_a_task_goes_first_whoever_is_faster(world, journal):
+    process = Process(world, lambda process, _, name: process.die() if name == "before post task" else None)
+    specs = [world.spec(key=f"k{n}", output_dir=world.folder / str(n), provider=PROVIDERS[0]) for n in range(2)]
+    async with JobRunner(process.broker, MemoryStore(journal)) as run:
+        with anyio.CancelScope() as scope:
+            process.on_crash = scope.cancel
+            handles = [await run.submit(spec) for spec in specs]
+            await anyio.sleep_forever()
+    asked = [row.job_id for row in journal.rows if row.kind == "task_requested"]
+    store = ReadsLate(journal)
+    store.late = asked[0]
+    async with JobRunner(Process(world).broker, store) as run:
+        for handle in handles:
+            await (await run.attach(handle.id)).result()
+    assert asked == [handles[0].id]
+    order = [(row.kind, row.job_id) for row in journal.rows if row.kind in ("task_requested", "task_created")]
+    assert order == [(kind, h.id) for h in handles for kind in ("task_requested", "task_created")]
+
+
+async def test_a_request_that_was_refused_is_made_anew_once_a_later_task_is_settled(world, runner):
+    later = 10**20
+
+    def fail(process, _, name):
+        if name == "before post task" and not world.tasks:
+            world.create(PROVIDERS[0], later, "0x" + "22" * 32, "{}")
+        if name == "after post task" or name == "before list":
+            for task in world.tasks[:1]:
+                world.set_task(task.id, TaskProgress.FINISHED)
+                world.account_nonce = max(world.account_nonce, later)
+
+    async with runner(fail) as run:
+        handle = await run.submit(world.spec(provider=PROVIDERS[0]))
+        result = await handle.result()
+        asked = [event.request_nonce for event in await collect(handle) if event.kind == "task_requested"]
+    assert [nonce > later for nonce in asked] == [False, True]
+    assert world.task(result.task_id).request_nonce == asked[1]
+    assert len(world.tasks) == 2
+
+
 async def test_one_failing_job_leaves_the_others_alone(world, runner):
     world.fail_at = TaskProgress.TRAINING
     async with runner() as run:

@@ -42,7 +42,7 @@ from zg_async.jobs.scheduler import Scheduler
 from zg_async.jobs.stages import next_stage
 from zg_async.jobs.state import JobState, apply, fold
 from zg_async.jobs.store import Store
-from zg_async.jobs.training import charge
+from zg_async.jobs.training import charge, was_refused
 from zg_async.jobs.window import window_of
 from zg_async.jobs.work import Stage, Work
 from zg_async.logs import get_logger
@@ -121,8 +121,17 @@ class Driver:
         """Stop driving, wherever it is. The job stays as it stands in the journal."""
         self.stopping.cancel()
 
+    def keep_turn(self) -> None:
+        """Take the turn where the job has a task, or may have: now, before any other job can be asked for its own.
+
+        Another job's request would be numbered higher, and once that is settled this one's is void.
+        """
+        if _has_task(self.state):
+            self.work.scheduler.admit(self.job_id, self.work.wallet, self.work.provider)
+
     def end(self) -> None:
         """Tell everybody who waits that it is driven no more."""
+        self._leave_turn()
         self.ended.set()
         self._news.set()
 
@@ -152,16 +161,13 @@ class Driver:
             JournalError: Something couldn't be recorded, so nothing more was done.
         """
         self.work.state = fold(await self.store.read(self.job_id))
-        try:
-            while not self.state.status.is_terminal:
-                await self._tell_switches()
-                stage = next_stage(self.state)
-                if stage is None:
-                    await self._succeed()
-                else:
-                    await self._step(stage)
-        finally:
-            self._leave_turn()
+        while not self.state.status.is_terminal:
+            await self._tell_switches()
+            stage = next_stage(self.state)
+            if stage is None:
+                await self._succeed()
+            else:
+                await self._step(stage)
 
     async def _step(self, stage: Stage) -> None:
         """Run one stage once; what goes wrong becomes an event."""
@@ -280,11 +286,10 @@ class Driver:
 
 
 def _has_task(state: JobState) -> bool:
-    """Say whether the provider has, or may have, a task of this job: one that was refused it has not."""
-    if state.task_id is not None:
-        return True
-    refused = state.retry is not None and state.retry.code == UnfinishedTaskError.code
-    return state.request_nonce is not None and not refused
+    """Say whether the provider has, or may have, a task of this job that isn't finished."""
+    if state.decrypted is not None or state.status.is_terminal:
+        return False
+    return state.task_id is not None or (state.request_nonce is not None and not was_refused(state))
 
 
 def _may_fail_over(state: JobState, stage: Stage, error: ZgError) -> bool:

@@ -369,6 +369,7 @@ class JobRunner:
         try:
             driver = Driver(self._broker, self._store, self._scheduler, state)
             driver.approve = self._approve
+            driver.keep_turn()
         except JournalError as error:
             self._stopped[state.job_id] = error
             return

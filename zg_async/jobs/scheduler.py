@@ -68,11 +68,11 @@ class Scheduler:
         held = self._pairs.get(job_id)
         if held is not None and held[0] == wallet and held[1] in providers:
             return held[1]
-        self.release(job_id)
         free = next((p for p in providers if has_task or (wallet, p) not in self._inside), None)
         if free is not None:
-            self._enter(job_id, (wallet, free))
+            self.admit(job_id, wallet, free)
             return free
+        self.release(job_id)
         wish = _Wish(job_id, wallet, frozenset(providers))
         self._waiting.append(wish)
         arrived = False
@@ -85,6 +85,12 @@ class Scheduler:
             elif not arrived:  # cancelled when it was its turn
                 self.release(job_id)
         return self._pairs[job_id][1]
+
+    def admit(self, job_id: JobId, wallet: Address, provider: Address) -> None:
+        """Give a job its turn at once: one that has a task there already, or may have."""
+        if self._pairs.get(job_id) != (wallet, provider):
+            self.release(job_id)
+            self._enter(job_id, (wallet, provider))
 
     def release(self, job_id: JobId) -> None:
         """Give the turn back; nothing happens if there is none."""

@@ -24,6 +24,7 @@ from zg_async.jobs.events import (
     TaskWaiting,
 )
 from zg_async.jobs.preparing import estimate_cost, needed
+from zg_async.jobs.state import JobState
 from zg_async.jobs.work import Work, check_terms, known, lost_task
 from zg_async.managers.task_changes import TaskQueueMoved, TaskStateChanged, TaskStuck
 from zg_async.text import printable
@@ -53,12 +54,13 @@ async def create_task(work: Work) -> AsyncGenerator[Event, None]:
         yield TaskCreated(task_id=task.id)
         return
     await check_terms(work)
-    if nonce is None:
+    is_void = nonce is not None and (await tuning.get_account(work.provider)).account_nonce >= nonce
+    if nonce is None or (is_void and was_refused(work.state)):
         cost = await estimate_cost(work) if work.state.estimate is None else work.state.estimate
         await charge(work, needed(work.spec, cost))
         nonce = await tuning.next_request_nonce(work.provider)
         yield TaskRequested(request_nonce=nonce)
-    elif (await tuning.get_account(work.provider)).account_nonce >= nonce:
+    elif is_void:
         raise JournalError(
             f"the outcome of task request {nonce} is lost: {work.provider} doesn't list it, and settled a later task",
             hint="Compare list_task() with the sub-account's deliverables; submit a new job if its task isn't there",
@@ -75,6 +77,11 @@ async def create_task(work: Work) -> AsyncGenerator[Event, None]:
     except PreviousDeliverableNotAcknowledgedError as error:
         raise await _lying(work, error) from error
     yield TaskCreated(task_id=task_id)
+
+
+def was_refused(state: JobState) -> bool:
+    """Say whether the provider turned the last request down because of another task: it made none then."""
+    return state.task_id is None and state.retry is not None and state.retry.code == UnfinishedTaskError.code
 
 
 async def _lying(work: Work, error: PreviousDeliverableNotAcknowledgedError) -> ZgError:
