@@ -59,11 +59,11 @@ MOST_DEATHS = 40
 
 
 @contextlib.contextmanager
-def runners() -> Iterator[str]:
+def runners(module: str = "tests.fault.kill_runner") -> Iterator[str]:
     """Start what runs the programs, and yield its socket."""
     with tempfile.TemporaryDirectory() as folder:  # a socket's path has to be short
         path = f"{folder}/runners"
-        command = [sys.executable, "-m", "tests.fault.kill_runner", path]
+        command = [sys.executable, "-m", module, path]
         with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE) as process:
             try:
                 assert process.stdout is not None

@@ -21,6 +21,7 @@ import signal
 import socket
 import sys
 import threading
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,8 @@ PARAMS = {
 }
 ROWS = 12
 RESULT, POINTS, STDERR, DIED = "result.json", "points", "stderr", "died"
+Work = Callable[[dict[str, Any], Path, Any], Coroutine[Any, Any, None]]
+"""What a forked process does, given the devnet, its folder and its key or keys."""
 _ID = re.compile(r"0x[0-9a-fA-F]{40}|[0-9a-f]{8}-[0-9a-f-]{27}|job-[0-9a-f]{20}")
 
 
@@ -160,15 +163,15 @@ async def main(devnet: dict[str, Any], folder: Path, key: str) -> None:
     (folder / RESULT).write_text(json.dumps(dataclasses.asdict(result)))
 
 
-def run(devnet: dict[str, Any], folder: str, key: str, kill: str) -> None:
-    """Run the job to its end and leave `result.json`, or `stderr`, or die as told."""
+def run(devnet: dict[str, Any], folder: str, key: Any, kill: str, work: Work) -> None:
+    """Do the work to its end and leave `result.json`, or `stderr`, or die as told."""
     os.dup2(os.open(Path(folder) / STDERR, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), sys.stderr.fileno())
     install(Points(kill, Path(folder) / POINTS))
-    asyncio.run(main(devnet, Path(folder), key))
+    asyncio.run(work(devnet, Path(folder), key))
     os._exit(0)
 
 
-def serve(path: str) -> None:
+def serve(path: str, work: Work) -> None:
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for those that answer
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(path)
@@ -178,18 +181,18 @@ def serve(path: str) -> None:
             connection, _ = listener.accept()
             with connection:
                 if os.fork() == 0:
-                    answer(connection)
+                    answer(connection, work)
 
 
-def answer(connection: socket.socket) -> None:
+def answer(connection: socket.socket, work: Work) -> None:
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     order = json.loads(connection.makefile().readline())
     if (runner := os.fork()) == 0:
-        run(*order)
+        run(*order, work)
     _, status = os.waitpid(runner, 0)
     connection.sendall(str(os.waitstatus_to_exitcode(status)).encode())
     os._exit(0)
 
 
 if __name__ == "__main__":
-    serve(sys.argv[1])
+    serve(sys.argv[1], main)

@@ -164,7 +164,8 @@ class Transfers:
         reply.content_length = last - first + 1
         await reply.prepare(request)
         async with contextlib.aclosing(_file_pieces(path, first, last)) as pieces:
-            await self._send_pieces(request, reply, pieces, first, size)
+            with contextlib.suppress(ConnectionError):  # who asked has gone
+                await self._send_pieces(request, reply, pieces, first, size)
         return reply
 
     async def _send_pieces(
