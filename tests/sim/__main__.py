@@ -1,0 +1,61 @@
+"""Runs schedules by seed.
+
+    python -m tests.sim --seeds 0:10000 [--only FAMILY|none] [--without NAME ...] [--verbose]
+
+Prints, for each that fails, its seed, the faults that struck and the command that runs it again. Ends with 0 if all
+kept every property.
+"""
+
+import argparse
+import logging
+import sys
+import time
+from collections import Counter
+
+from tests.sim.runs import run_seed
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seeds", default="0:100", help="first:end, or one")
+    parser.add_argument("--only", help="one family of faults, or none")
+    parser.add_argument("--without", nargs="*", default=[], help="families, or faults by their names")
+    parser.add_argument("--verbose", action="store_true")
+    parser.add_argument("--list", action="store_true", help="a line for each schedule")
+    options = parser.parse_args()
+    first, _, end = options.seeds.partition(":")
+    seeds = range(int(first), int(end) if end else int(first) + 1)
+    if options.verbose:
+        logging.basicConfig(level=logging.DEBUG, stream=sys.stdout)
+        logging.getLogger("asyncio").setLevel(logging.ERROR)
+    else:
+        logging.disable(logging.CRITICAL)
+    started, failed, marks, ends = time.process_time(), [], Counter[str](), Counter[str]()
+    hours = turns = 0.0
+    for seed in seeds:
+        outcome = run_seed(seed, without=frozenset(options.without), only=options.only)
+        marks += outcome.marks
+        ends += outcome.ends
+        hours += outcome.seconds / 3600
+        turns += outcome.turns
+        if outcome.problem is not None:
+            failed.append(seed)
+            print(outcome.told(), flush=True)
+        if options.verbose or options.list:
+            print(
+                f"seed {seed}: trace {outcome.trace:08x}, {outcome.seconds:.0f} s, {outcome.turns} turns",
+                dict(outcome.ends),
+                dict(outcome.marks),
+            )
+        if options.verbose:
+            print("\n".join(outcome.fired))
+    took = time.process_time() - started
+    print(f"{len(seeds)} schedules, {len(failed)} failed {failed[:50]}, {hours:.0f} virtual hours")
+    print(f"{took:.1f} s of CPU, {len(seeds) / took:.1f} schedules/s, {turns / took:.0f} turns/s")
+    print("ends:", dict(ends.most_common()))
+    print("reached:", dict(sorted(marks.items())))
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,229 @@
+"""An event loop without a world: time jumps to the next timer, and a seed says whose turn it is.
+
+Only task steps are shuffled: plain callbacks are promised their order. A loop with nothing left to do, or one that
+never lets time pass, is an error instead of a hang.
+"""
+
+import asyncio
+import contextlib
+import contextvars
+import heapq
+import random
+import selectors
+import zlib
+from collections.abc import Callable, Coroutine, Iterator
+from typing import Any, TypeVar
+from unittest import mock
+
+import anyio._backends._asyncio
+import anyio.lowlevel
+import anyio.to_thread
+
+T = TypeVar("T")
+_STILL = 50_000
+"""Turns in which time may stand still: far more than any schedule takes."""
+
+
+class StuckError(Exception):
+    """Nothing is scheduled, or nothing ever lets time pass."""
+
+
+class _NoIO(selectors.BaseSelector):
+    """Where a turn begins: nothing is ever readable."""
+
+    def __init__(self) -> None:
+        self.loop: SimLoop
+
+    def register(self, fileobj, events, data=None):  # type: ignore[no-untyped-def]
+        raise StuckError(f"real input and output in a simulation: {fileobj!r}")
+
+    def unregister(self, fileobj):  # type: ignore[no-untyped-def]
+        raise StuckError(f"real input and output in a simulation: {fileobj!r}")
+
+    def get_map(self):  # type: ignore[no-untyped-def]
+        return {}
+
+    def select(self, timeout: float | None = None) -> list[Any]:
+        self.loop.turn(timeout)
+        return []
+
+
+class SimLoop(asyncio.SelectorEventLoop):
+    """Time is a number; `turn` moves it."""
+
+    def __init__(self, rng: random.Random) -> None:
+        selector = _NoIO()
+        self.now = 0.0
+        self.rng = rng
+        self.turns = 0
+        self.trace = 0
+        """Grows with every turn: two runs of a seed are equal if this is."""
+        self._still = 0
+        self.listeners: dict[int, Callable[[], asyncio.BaseProtocol]] = {}
+        self._ports = 20_000
+        super().__init__(selector)
+        selector.loop = self
+
+    def time(self) -> float:
+        return self.now
+
+    def turn(self, timeout: float | None) -> None:
+        if timeout is None:
+            raise StuckError(f"nothing is scheduled at {self.now:.3f}")
+        if timeout > 0:
+            self.now += timeout
+            if self._scheduled and 0 < self._scheduled[0]._when - self.now < 1e-6:
+                self.now = self._scheduled[0]._when  # what a sum of floats leaves
+            self._still = 0
+        self._still += 1
+        if self._still > _STILL:
+            raise StuckError(f"time stands still at {self.now:.3f}: {[_words(h) for h in list(self._ready)[:8]]}")
+        ready = self._ready
+        steps = [place for place, handle in enumerate(ready) if isinstance(_owner(handle._callback), asyncio.Task)]
+        if len(steps) > 1:
+            handles = [ready[place] for place in steps]
+            self.rng.shuffle(handles)
+            for place, handle in zip(steps, handles, strict=True):
+                ready[place] = handle
+        self.turns += 1
+        self.note(f"{self.now:.6f} {len(ready)} {len(steps)}")
+
+    def note(self, what: str) -> None:
+        """Add a fact to the trace."""
+        self.trace = zlib.crc32(what.encode(), self.trace)
+
+    # --- what would touch the machine
+
+    def _make_self_pipe(self) -> None:
+        pass
+
+    def _close_self_pipe(self) -> None:
+        pass
+
+    def _write_to_self(self) -> None:
+        pass
+
+    def run_in_executor(self, executor, func, *args):  # type: ignore[no-untyped-def]
+        future = self.create_future()
+        try:
+            future.set_result(func(*args))
+        except Exception as error:  # noqa: BLE001  as an executor does
+            future.set_exception(error)
+        return future
+
+    async def create_server(self, protocol_factory, host=None, port=0, **_):  # type: ignore[no-untyped-def]
+        if not port:
+            self._ports += 1
+            port = self._ports
+        if port in self.listeners:
+            raise OSError(98, "address already in use")
+        self.listeners[port] = protocol_factory
+        return _Server(self, port)
+
+
+class _Server:
+    def __init__(self, loop: SimLoop, port: int) -> None:
+        self._loop = loop
+        self._port = port
+        self.sockets = [self]
+
+    def getsockname(self) -> tuple[str, int]:
+        return "127.0.0.1", self._port
+
+    def close(self) -> None:
+        self._loop.listeners.pop(self._port, None)
+
+    async def wait_closed(self) -> None:
+        pass
+
+
+def _words(handle: Any) -> str:
+    task = _owner(handle._callback)
+    if not isinstance(task, asyncio.Task):
+        return str(handle)[:200]
+    frames, where = [], task.get_coro()
+    while where is not None:
+        frame = getattr(where, "cr_frame", None) or getattr(where, "ag_frame", None)
+        if frame is not None:
+            frames.append(f"{frame.f_code.co_qualname}:{frame.f_lineno}")
+        where = getattr(where, "cr_await", None) or getattr(where, "ag_await", None)
+    return f"{task.get_name()}: {' < '.join(frames)}"
+
+
+def _owner(callback: Any) -> Any:
+    return getattr(callback, "__self__", None)
+
+
+class OrderedSet:
+    """A set that is walked in the order of insertion; anyio's own are walked by address."""
+
+    def __init__(self, items: Any = ()) -> None:
+        self._items = dict.fromkeys(items)
+
+    def add(self, item: Any) -> None:
+        self._items[item] = None
+
+    def remove(self, item: Any) -> None:
+        del self._items[item]
+
+    def discard(self, item: Any) -> None:
+        self._items.pop(item, None)
+
+    def pop(self) -> Any:
+        return self._items.popitem()[0]
+
+    def clear(self) -> None:
+        self._items.clear()
+
+    def update(self, items: Any) -> None:
+        self._items.update(dict.fromkeys(items))
+
+    def copy(self) -> "OrderedSet":
+        return OrderedSet(self._items)
+
+    def __contains__(self, item: Any) -> bool:
+        return item in self._items
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(tuple(self._items))
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+
+door: contextvars.ContextVar[Callable[[str], None] | None] = contextvars.ContextVar("door", default=None)
+"""What the running process has to pass before and after it touches its disk."""
+
+
+async def _inline(func: Callable[..., T], *args: Any, **_: Any) -> T:
+    """Stands in for `anyio.to_thread.run_sync`: a thread at work looks like a task that waits for its turn."""
+    await anyio.lowlevel.checkpoint()
+    pass_door = door.get()
+    if pass_door is None:
+        return func(*args)
+    pass_door("disk")
+    result = func(*args)
+    pass_door("disk done")
+    return result
+
+
+@contextlib.contextmanager
+def virtual() -> Iterator[None]:
+    """Let anyio run on `SimLoop`: threads inline, sets in order."""
+    with (
+        mock.patch.object(anyio.to_thread, "run_sync", _inline),
+        mock.patch.object(anyio._backends._asyncio, "set", OrderedSet, create=True),
+    ):
+        yield
+
+
+def run(main: Callable[[], Coroutine[Any, Any, T]], rng: random.Random) -> tuple[T, SimLoop]:
+    """Run a coroutine to its end in virtual time."""
+    loop = SimLoop(rng)
+    asyncio.set_event_loop(loop)
+    try:
+        return loop.run_until_complete(main()), loop
+    finally:
+        asyncio.set_event_loop(None)
+        heapq.heapify(loop._scheduled)
+        loop.close()

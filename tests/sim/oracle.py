@@ -1,0 +1,310 @@
+"""What has to be true of every schedule, checked on the chain's, the providers' and the disk's own words."""
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import anyio
+
+from tests.sim.chain_model import check_books, conserved, mined_transactions
+from tests.sim.contract_model import Delivered
+from tests.sim.stubs import adapter_weights
+from zg_async.devnet.evm_records import SignedTx
+from zg_async.jobs.state import JobStatus, fold
+from zg_async.wire.contracts import FUNCTIONS
+from zg_async.wire.contracts import decode_call as decode_contract_call
+from zg_async.wire.hashing import checksum_address, hex0x, keccak256
+from zg_async.wire.records import TaskProgress
+
+if TYPE_CHECKING:
+    from tests.sim.world import Process, World
+
+CALM: Final = 120.0
+"""Seconds of life with everything in reach that are enough for an acknowledgement."""
+ROUGH: Final = 420.0
+"""As much when single requests go wrong."""
+
+
+class Broken(AssertionError):  # noqa: N818
+    """A property doesn't hold."""
+
+
+class Record:
+    """What was seen while the schedule ran."""
+
+    def __init__(self) -> None:
+        self.events: list[tuple[float, Any]] = []
+        """Events that were committed, with the world's time."""
+        self.sent: dict[bytes, float] = {}
+        self.intents: dict[tuple[str, int], set[tuple[Any, ...]]] = {}
+        self.marks: Counter[str] = Counter()
+        self.problems: list[str] = []
+        self.ends: Counter[str] = Counter()
+
+    def reach(self, mark: str) -> None:
+        self.marks[mark] += 1
+
+    def require(self, holds: object, what: str) -> None:
+        """Note a breach where it happens; the schedule fails at its end."""
+        if not holds:
+            self.problems.append(what)
+
+
+def call_of(tx: SignedTx) -> tuple[str, tuple[Any, ...]]:
+    """The function's name and the arguments of a transaction to one of the contracts."""
+    for name, functions in FUNCTIONS.items():
+        if (found := functions.get(tx.data[:4])) is not None and tx.to is not None:
+            return found.name, decode_contract_call(tx.data, name)[1]
+    return "transfer", ()
+
+
+def saw_transaction(world: "World", tx: SignedTx) -> None:
+    """Judge a transaction of the user's when the node gets it."""
+    sender = checksum_address(tx.sender)
+    if sender not in {wallet.address for wallet in world.wallets} or tx.hash in world.record.sent:
+        return
+    record, now = world.record, world.loop.now
+    record.sent[tx.hash] = now
+    intents = record.intents.setdefault((sender, tx.nonce), set())
+    intents.add((tx.to, tx.value, tx.data))
+    record.require(len(intents) == 1, f"two effects were signed with nonce {tx.nonce} of {sender}")
+    name, arguments = call_of(tx)
+    if name == "acknowledgeDeliverable":
+        _judge_acknowledgement(world, sender, *arguments)
+
+
+def _judge_acknowledgement(world: "World", wallet: str, provider: str, task_id: str) -> None:
+    account = world.evm.state.fine_tuning.accounts.get((wallet, provider))
+    found = account.delivered.get(task_id) if account else None
+    record, now = world.record, world.loop.now
+    if found is None:
+        record.require(False, f"task {task_id} was acknowledged before it was delivered")
+        return
+    if any(_matches(path, found.root) for path in _copies(world.folder)):
+        return
+    over = (now + _start() - found.timestamp) / world.plan.window
+    record.reach("acknowledged unverified")
+    by_policy = world.plan.on_unverified != "forfeit" and over > 0.94
+    record.require(by_policy, f"task {task_id} was acknowledged without a right copy, {over:.0%} of its window over")
+
+
+def _copies(folder: Path) -> Iterator[Path]:
+    yield from folder.glob("job-*/.zg-*/model.encrypted")
+    yield from folder.glob("state/adopted/*/.zg-*/model.encrypted")
+
+
+def _matches(path: Path, root: bytes) -> bool:
+    return keccak256(path.read_bytes()) == root
+
+
+def _start() -> int:
+    from tests.sim.world import START
+
+    return START
+
+
+async def check_process(process: "Process") -> None:
+    """A process that has ended leaves no task and no connection."""
+    world = process.world
+    for _ in range(50):
+        await anyio.sleep(0.1)
+        if not process.tasks and not world.net.left_open(process):
+            return
+    tasks = [task.get_name() for task in process.tasks]
+    pipes = [pipe.port for pipe in world.net.left_open(process)]
+    world.record.require(
+        not tasks and not pipes, f"process {process.number} left tasks {tasks} and connections {pipes}"
+    )
+    for task in tuple(process.tasks):
+        task.cancel()
+
+
+async def judge(world: "World") -> None:
+    """Look at everything after the end."""
+    record = world.record
+    record.require(conserved(world.evm.state) == world.total, "money came or went")
+    check_books(world.evm.state)
+    await _check_outbox(world)
+    _check_tasks(world)
+    _check_windows(world)
+    _check_jobs(world)
+    if record.problems:
+        raise Broken("; ".join(dict.fromkeys(record.problems)))
+
+
+async def _check_outbox(world: "World") -> None:
+    record, keys = world.record, Counter[str]()
+    books = await world.books()
+    names = Counter[tuple[str, ...]]()
+    for one in mined_transactions(world.evm):
+        sender = checksum_address(one.tx.sender)
+        if sender not in books:
+            continue
+        row = books[sender].find_hash(hex0x(one.tx.hash))
+        record.require(row is not None, f"{call_of(one.tx)[0]} of {sender} was mined and isn't in the outbox")
+        if row is not None and one.status:
+            keys[row.key] += 1
+        name, arguments = call_of(one.tx)
+        if one.status and name in ("addLedger", "acknowledgeTEESigner", "acknowledgeDeliverable"):
+            names[sender, name, *(str(argument) for argument in arguments)] += 1
+        record.require(one.status, f"{name} was mined as a failure")
+    for key, count in keys.items():
+        record.require(count == 1, f"{key} had its effect {count} times")
+    for what, count in names.items():
+        record.require(count == 1, f"{what} was done {count} times")
+
+
+def _check_tasks(world: "World") -> None:
+    record = world.record
+    asked = Counter(event.request_nonce for _, event in record.events if event.kind == "task_requested")
+    nonces = Counter[tuple[str, str]]()
+    for node in world.providers:
+        for task in node.store:
+            nonces[task.user, task.nonce] += 1
+            record.require(int(task.nonce) in asked, f"task {task.id} was created with a nonce that isn't on record")
+    for key, count in nonces.items():
+        record.require(count == 1, f"{count} tasks have one request nonce {key}")
+    settled = Counter(event["id"] for event in _events(world, "FeesSettled"))
+    for task_id, count in settled.items():
+        record.require(count == 1, f"task {task_id} was settled {count} times")
+    requests = Counter(event.job_id for _, event in record.events if event.kind == "task_requested")
+    for job_id, count in requests.items():
+        others = sum(e.job_id == job_id and e.kind == "provider_excluded" for _, e in record.events)
+        record.require(count <= 1 + others, f"job {job_id} asked for {count} tasks")
+
+
+def _events(world: "World", name: str) -> Iterator[dict[str, Any]]:
+    from zg_async.wire import contracts
+
+    for block in world.evm.all_blocks:
+        for log in block.logs:
+            event = contracts.decode_log(_as_log(block, log))
+            if type(event).__name__ == name:
+                yield {"id": event.id, "time": block.timestamp, "event": event}  # type: ignore[union-attr]
+
+
+def _as_log(block: Any, log: Any) -> Any:
+    from zg_async.wire.records import Log, TxHash
+
+    return Log(
+        address=checksum_address(log.address),
+        topics=log.topics,
+        data=log.data,
+        block_number=block.number,
+        block_hash=hex0x(block.hash),
+        tx_hash=TxHash(hex0x(log.tx_hash)),
+        log_index=log.index,
+    )
+
+
+# --- the acknowledgement window
+
+
+def _check_windows(world: "World") -> None:
+    record, window = world.record, world.plan.window
+    acknowledged = {event["id"]: event["time"] for event in _events(world, "DeliverableAcknowledged")}
+    for event in _events(world, "DeliverableAdded"):
+        begin, task_id, provider = event["time"] - _start(), event["id"], event["event"].provider
+        at = acknowledged.get(task_id)
+        part = None if at is None else (at - _start() - begin) / window
+        if part is not None and part <= 1:
+            record.reach("acknowledged in time")
+            if part > 0.8:
+                record.reach("acknowledged in the last fifth")
+            if part > 0.95:
+                record.reach("acknowledged in the last twentieth")
+            continue
+        record.reach("window missed")
+        if world.loop.now < begin + window:
+            continue
+        chance = longest_chance(world, provider, begin + 0.8 * window, begin + window)
+        need = ROUGH if any(world.plan.rates.values()) else CALM
+        if world.plan.on_unverified == "forfeit" and _lost(world, task_id):
+            continue
+        record.require(
+            chance < need,
+            f"task {task_id} was not acknowledged in its window, though for {chance:.0f} s of its last fifth "
+            "the process lived and all was in reach",
+        )
+
+
+def _lost(world: "World", task_id: str) -> bool:
+    """Whether the provider forgot that it has a model to download."""
+    tasks = [task for node in world.providers for task in node.store if task.id == task_id]
+    return not tasks or tasks[0].progress is TaskProgress.FAILED
+
+
+def longest_chance(world: "World", provider: str, start: float, end: float) -> float:
+    """The longest time in a span in which a process lived, and chain and provider were in reach."""
+    port_owner = next(n for n, node in enumerate(world.providers) if node.address == provider)
+    hosts = ("chain", f"provider {port_owner}")
+    bad = [
+        (spell.start, min(spell.end, world.plan.heal_at))
+        for spell in world.plan.spells
+        if spell.kind in ("no_blocks", "clock") or (spell.kind in ("outage", "restart") and spell.host in hosts)
+    ]
+    longest = 0.0
+    for process in world.processes:
+        low, high = max(process.began, start), min(process.ended, end)
+        cuts = sorted({low, high, *(t for span in bad for t in span if low < t < high)})
+        for left, right in zip(cuts, cuts[1:], strict=False):
+            middle = (left + right) / 2
+            if not any(a <= middle <= b for a, b in bad):
+                longest = max(longest, right - left)
+    return longest
+
+
+# --- jobs
+
+
+def _check_jobs(world: "World") -> None:
+    record = world.record
+    states: dict[str, Any] = {}
+    for _, event in record.events:
+        states[event.job_id] = fold([event], states.get(event.job_id))
+    own = [state for state in states.values() if state.spec is not None and not state.adopted]
+    record.require(len(own) == world.plan.jobs, f"{len(own)} jobs are on record instead of {world.plan.jobs}")
+    for state in states.values():
+        record.require(state.status.is_terminal, f"job {state.job_id} has not ended: {_where(world, state)}")
+        failure = state.failure
+        end = "succeeded" if failure is None else f"{failure.stage}: {failure.code}"
+        record.ends[end] += 1
+        if state.status is JobStatus.SUCCEEDED:
+            _check_success(world, state)
+        elif failure is not None:
+            record.require(_may_fail(world, state), f"job {state.job_id} failed in {end}: {failure.message}")
+
+
+def _where(world: "World", state: Any) -> str:
+    from zg_async.jobs.stages import next_stage
+
+    stage = next_stage(state)
+    return f"{stage.name if stage else None}, {state.retry}, {world.processes[-1].failures}"
+
+
+def _may_fail(world: "World", state: Any) -> bool:
+    """Jobs end well unless a provider forgot their task, or nobody was there to acknowledge."""
+    if world.plan.of("restart"):
+        return True
+    found = _delivered(world, state)
+    return found is not None and found.settled and not found.acknowledged
+
+
+def _delivered(world: "World", state: Any) -> Delivered | None:
+    account = world.evm.state.fine_tuning.accounts.get((state.wallet, state.provider))
+    return account.delivered.get(state.task_id) if account else None
+
+
+def _check_success(world: "World", state: Any) -> None:
+    record, found = world.record, _delivered(world, state)
+    record.require(found is not None and found.settled and found.acknowledged, f"{state.job_id} isn't settled")
+    folder = Path(state.decrypted.path)
+    record.require((folder / "adapter_model.safetensors").read_bytes() == adapter_weights(), "the adapter is another")
+    manifest = json.loads((folder / "zg_job.json").read_text())
+    record.require(manifest["job_id"] == state.job_id, "the adapter is another job's")
+    left = [path.name for path in folder.parent.iterdir()]
+    record.require(left == ["adapter"], f"left behind: {left}")
+    fees = [event["event"].fee for event in _events(world, "FeesSettled") if event["id"] == state.task_id]
+    record.require(fees == [state.fee], f"{state.job_id} says its fee is {state.fee}, the chain {fees}")

@@ -1,0 +1,550 @@
+"""A world of providers and a chain in one loop, and the processes of a user that come and go in it."""
+
+import asyncio
+import contextlib
+import contextvars
+import dataclasses
+import traceback
+from collections.abc import AsyncGenerator, Callable, Iterator
+from pathlib import Path
+from typing import Any, Final, cast
+from unittest import mock
+
+import anyio
+from aiohttp import web
+
+from tests.sim import oracle
+from tests.sim.chain_model import ModelChain, ModelEvm, behind
+from tests.sim.chaos import Chaos, Plan, Spell
+from tests.sim.contract_model import STAKE, Context, State
+from tests.sim.loop import SimLoop, door
+from tests.sim.net import Net, Pipe
+from zg_async.broker import Broker, create_broker
+from zg_async.devnet import node as node_module
+from zg_async.devnet import provider_workers
+from zg_async.devnet.accounts import dev_account, fine_tuning_provider, fine_tuning_signer, owner
+from zg_async.devnet.chain_client import ChainClient, Wallet
+from zg_async.devnet.chain_watch import ChainWatch
+from zg_async.devnet.deploy import FINE_TUNING_NAME, INFERENCE_NAME
+from zg_async.devnet.node import Node
+from zg_async.devnet.provider import QUOTA, ProviderNode
+from zg_async.devnet.provider_gate import Gate, Handler
+from zg_async.devnet.provider_settings import Settings
+from zg_async.errors import JobFailedError, ZgError
+from zg_async.jobs import guardian
+from zg_async.jobs.runner import JobRunner
+from zg_async.jobs.spec import JobSpec
+from zg_async.jobs.sqlite import SqliteStore
+from zg_async.jobs.store import Journal, MemoryStore
+from zg_async.networks import NETWORKS
+from zg_async.transport.book import LaneBook
+from zg_async.transport.outbox import MemoryOutbox
+from zg_async.transport.rows import LaneId
+from zg_async.transport.sqlite_outbox import SqliteOutbox
+from zg_async.units import NEURON_PER_0G
+from zg_async.wire.hashing import hex0x
+
+START: Final = 1_800_000_000
+DAY: Final = 86_400.0
+RPC_PORT: Final = 8545
+LOCAL: Final = NETWORKS["local"]
+NAMES: Final = {INFERENCE_NAME: LOCAL.inference, FINE_TUNING_NAME: LOCAL.fine_tuning}
+MODEL: Final = "Qwen2.5-0.5B-Instruct"
+PARAMS: Final = {
+    "neftune_noise_alpha": 5,
+    "num_train_epochs": 1,
+    "per_device_train_batch_size": 2,
+    "learning_rate": 0.0002,
+    "max_steps": 3,
+}
+ROWS: Final = '{"instruction": "Say hello", "input": "", "output": "hello"}\n' * 3
+current: contextvars.ContextVar["Process | None"] = contextvars.ContextVar("current", default=None)
+
+
+class CrashError(BaseException):
+    """The process is dead: nothing of it may have an effect any more."""
+
+
+class SimClock:
+    """A machine's time."""
+
+    def __init__(self, loop: SimLoop) -> None:
+        self._loop = loop
+        self.wrong = 0.0
+
+    def now(self) -> float:
+        return START + self._loop.now + self.wrong
+
+    def monotonic(self) -> float:
+        return self._loop.now
+
+    async def sleep(self, seconds: float) -> None:
+        await anyio.sleep(max(seconds, 1e-6) if seconds > 0 else 0)  # a machine's time always moves
+
+
+class SimGate(Gate):
+    """A provider's gate with the schedule's faults in front."""
+
+    world: "World"
+    name: str
+
+    async def middleware(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        async def inner(request: web.Request) -> web.StreamResponse:
+            return await super(SimGate, self).middleware(request, handler)
+
+        return await self.world.disturb(self.name, request, inner)
+
+    middleware.__middleware_version__ = 1  # type: ignore[attr-defined]
+
+
+class World:
+    """Everything outside the user's processes; survives them."""
+
+    def __init__(self, plan: Plan, folder: Path) -> None:
+        self.plan = plan
+        self.folder = folder
+        self.chaos = Chaos(plan)
+        self.loop = cast("SimLoop", asyncio.get_running_loop())
+        self.net = Net(self.loop)
+        self.clock = SimClock(self.loop)
+        self.user_clock = SimClock(self.loop)
+        self.journal = Journal()
+        self.outbox = Outlast()
+        self.wallets = [dev_account(index + 1) for index in range(plan.wallets)]
+        self.providers: list[ProviderNode] = []
+        self.processes: list[Process] = []
+        self.record = oracle.Record()
+        self.dataset = folder / "train.jsonl"
+        self.dataset.write_text(ROWS)
+        self._build_chain()
+
+    # --- the chain
+
+    def _build_chain(self) -> None:
+        own = owner().address
+        state = State(
+            chain_id=LOCAL.chain_id,
+            ledger=LOCAL.ledger,
+            fine_tuning=LOCAL.fine_tuning,
+            inference=LOCAL.inference,
+            owner=own,
+        )
+        state.ledger.services = dict(NAMES)
+        state.fine_tuning.lock = state.inference.lock = self.plan.lock_time
+        everybody = [own, *(wallet.address for wallet in self.wallets)]
+        for number in range(self.plan.providers):
+            everybody.append(fine_tuning_provider(number).address)
+        state.balances = dict.fromkeys(everybody, 200 * NEURON_PER_0G)
+        for number in range(self.plan.providers):
+            self._register(state, number)
+        self.evm = ModelEvm(state, timestamp=START)
+        self.total = sum(state.balances.values())
+        with mock.patch.object(node_module, "NodeChain", ModelChain):
+            self.node = Node(
+                cast("Any", self.evm), port=RPC_PORT, clock=self.clock, middlewares=(self._rpc_middleware(),)
+            )
+        self.chain = cast("ModelChain", self.node.core.chain)
+        self.chain.saw = lambda tx: oracle.saw_transaction(self, tx)
+        self.node.core.automine = not self.plan.block_time
+
+    def _register(self, state: State, number: int) -> None:
+        provider, signer = fine_tuning_provider(number).address, fine_tuning_signer(number).address
+        offer = (f"http://127.0.0.1:{provider_port(number)}", dataclasses.astuple(QUOTA), 10**12 + number, False)
+        ctx = Context(provider, STAKE, START, state)
+        state.pay(provider, LOCAL.fine_tuning, STAKE)
+        state.fine_tuning.addOrUpdateService(ctx, *offer, [], signer)
+        state.fine_tuning.acknowledgeTEESignerByOwner(Context(owner().address, 0, START, state), provider)
+
+    async def _mine(self) -> None:
+        """Make blocks: by the clock while something waits, else now and then."""
+        core, idle, after = self.node.core, 0.0, 0
+        pause = self.plan.block_time or 5.0
+        while True:
+            await anyio.sleep(pause)
+            idle += pause
+            if self._is_on("no_blocks"):
+                core.automine = False
+                continue
+            core.automine = not self.plan.block_time
+            waiting = bool(len(self.chain.pool))
+            if waiting or after or idle >= 60.0:
+                await core.mine()
+                idle, after = 0.0, 3 if waiting else max(after - 1, 0)
+
+    def _is_on(self, kind: str, host: str = "") -> bool:
+        now = self.loop.now
+        return any(s.start <= now < s.end and s.host == host for s in self.plan.of(kind)) and not self.chaos.healed
+
+    # --- faults of requests
+
+    def _rpc_middleware(self) -> Any:
+        @web.middleware
+        async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
+            async def late(request: web.Request) -> web.StreamResponse:
+                body = await request.read()
+                sends = b"eth_sendRawTransaction" in body
+                if sends or not self.chaos.strikes("late_head", "chain"):
+                    answer = await handler(request)
+                    if sends and self.chaos.strikes("drop_tx", "chain"):
+                        self._drop()
+                    return answer
+                token = behind.set(self.chaos.choose("late by", (1, 1, 2, 5)))
+                try:
+                    return await handler(request)
+                finally:
+                    behind.reset(token)
+
+            return await self.disturb("chain", request, late)
+
+        return middleware
+
+    def _drop(self) -> None:
+        waiting = list(self.chain.pool)
+        if waiting:
+            self.chain.drop(waiting[-1].hash)
+
+    async def disturb(self, host: str, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """Let the schedule's faults strike one request."""
+        chaos, pipe = self.chaos, cast("Pipe", request.transport)
+        site = f"{host} {request.method} {_route(request)}"
+        process = cast("Process", pipe.peer.owner)
+        self.loop.note(f"{self.loop.now:.3f} {site}")
+        process.point(f"before {site}", quiet=True)
+        if process.dead or chaos.strikes("lose_request", site):
+            return hang_up(pipe)
+        if chaos.strikes("slow", site):
+            await anyio.sleep(chaos.choose("slow by", (0.5, 5.0, 20.0, 45.0)))
+        if chaos.strikes("status", site):
+            return self._status(site)
+        if chaos.strikes("cut", site):
+            pipe.limit = chaos.choose("cut at", (0, 1, 20, 200, 400))
+        elif chaos.strikes("stall", site):
+            pipe.limit, pipe.silent = chaos.choose("stall at", (0, 1, 20, 200, 400)), True
+        try:
+            answer = await handler(request)
+        except (KeyError, TypeError, AttributeError, LookupError, NotImplementedError, AssertionError) as error:
+            self.record.require(False, f"the server itself failed: {''.join(traceback.format_exception(error))}")
+            raise
+        process.point(f"after {site}", quiet=True)
+        if process.dead or (not answer.prepared and chaos.strikes("lose_answer", site)):
+            return hang_up(pipe)
+        return answer
+
+    def _status(self, site: str) -> web.StreamResponse:
+        status = self.chaos.choose("status", (429, 429, 500, 502, 503, 504))
+        headers = {}
+        if status == 429:
+            wait = self.chaos.choose("retry after", (None, None, "2", "30", "1000000000", "soon"))
+            headers = {} if wait is None else {"Retry-After": wait}
+        body = self.chaos.choose("status body", ("", "<html>busy</html>", '{"error": "busy"}'))
+        return web.Response(status=status, text=body, headers=headers)
+
+    # --- providers
+
+    async def _open_providers(self, stack: contextlib.AsyncExitStack) -> None:
+        client = ChainClient(self.node.request, self.clock)
+        watch = ChainWatch(client, (LOCAL.fine_tuning,), interval=self.plan.tick / 3)
+        stack.push_async_callback(watch.aclose)
+        await watch.start()
+        for number in range(self.plan.providers):
+            node = ProviderNode(
+                wallet=Wallet(client, fine_tuning_provider(number).private_key),
+                tee_key=fine_tuning_signer(number).private_key,
+                contract=LOCAL.fine_tuning,  # type: ignore[arg-type]
+                watch=watch,
+                session=cast("Any", None),
+                folder=self.folder / f"provider-{number}",
+                settings=Settings(
+                    ack_timeout=self.plan.ack_timeout, tick=self.plan.tick, price_per_token=10**12 + number
+                ),
+                clock=self.clock,
+            )
+            gate = SimGate(node.settings, node.faults, self.clock)
+            gate.world, gate.name = self, f"provider {number}"
+            node.gate = gate
+            node.port = provider_port(number)
+            await node.start()
+            stack.push_async_callback(node.stop)
+            self.providers.append(node)
+
+    # --- time
+
+    async def _spell(self, spell: Spell) -> None:
+        await anyio.sleep(max(spell.start - self.loop.now, 0.0))
+        length = spell.end - spell.start
+        self.chaos.fired.append(f"{spell.kind} {spell.host} {spell.how} {spell.amount:g} at {spell.start:.0f}")
+        match spell.kind:
+            case "outage":
+                port = self._port(spell.host)
+                self.net.take_down(port, spell.how)
+                await anyio.sleep(length)
+                self.net.bring_up(port)
+            case "restart":
+                node = self.providers[int(spell.host.split()[1])]
+                await node.stop()
+                await anyio.sleep(length)
+                node.store = type(node.store)(node.files.tasks)
+                await node.start()
+            case "clock":
+                self.user_clock.wrong += spell.amount
+                await anyio.sleep(length)
+                self.user_clock.wrong -= spell.amount
+            case "stop":
+                if self.processes:
+                    self.processes[-1].stop(spell.amount)
+
+    def _port(self, host: str) -> int:
+        return RPC_PORT if host == "chain" else provider_port(int(host.split()[1]))
+
+    async def _heal(self) -> None:
+        await anyio.sleep(self.plan.heal_at)
+        self.chaos.healed = True
+        for port in list(self.net.down):
+            self.net.bring_up(port)
+
+    # --- the schedule
+
+    @contextlib.asynccontextmanager
+    async def _opened(self) -> AsyncGenerator[None, None]:
+        async with contextlib.AsyncExitStack() as stack:
+            await self.node.start()
+            stack.push_async_callback(self.node.aclose)
+            await self._open_providers(stack)
+            async with anyio.create_task_group() as group:
+                group.start_soon(self._mine)
+                group.start_soon(self._heal)
+                for spell in self.plan.spells:
+                    if spell.kind not in ("crash", "no_blocks"):
+                        group.start_soon(self._spell, spell)
+                yield
+                group.cancel_scope.cancel()
+
+    async def run(self) -> None:
+        """Run processes until all jobs have ended, then judge."""
+        with self._training():
+            async with self._opened():
+                end = self.plan.heal_at + DAY
+                while self.loop.now < end:
+                    process = Process(self, len(self.processes))
+                    self.processes.append(process)
+                    await process.run(end)
+                    if process.is_done:
+                        break
+                    await anyio.sleep(process.downtime)
+                await oracle.judge(self)
+
+    @contextlib.contextmanager
+    def _training(self) -> Iterator[None]:
+        """Let training take its time: the trainer itself runs in no time."""
+        trained = provider_workers.Workers._run_trainer
+        seconds = self.plan.train_seconds
+
+        async def train(workers: Any, task: Any) -> None:
+            await anyio.sleep(seconds)
+            await trained(workers, task)
+
+        with (
+            mock.patch.object(provider_workers.Workers, "_run_trainer", train),
+            mock.patch.object(guardian, "LOOK_SECONDS", self.plan.look),
+        ):
+            yield
+
+    async def books(self) -> dict[str, LaneBook]:
+        """What the outbox holds, by wallet."""
+        outbox = SqliteOutbox(self.folder / "state" / "outbox.sqlite") if self.plan.durable else self.outbox
+        chain_hash = hex0x(self.evm.all_blocks[0].hash)
+        lanes = [LaneId(LOCAL.chain_id, chain_hash, wallet.address) for wallet in self.wallets]
+        try:
+            return {lane.address: await outbox.open_lane(lane) for lane in lanes}
+        finally:
+            await outbox.aclose()
+
+    def specs(self) -> list[JobSpec]:
+        """The user's jobs: the same ones each time the program starts."""
+        return [
+            JobSpec(
+                model=MODEL,
+                dataset=self.dataset,
+                training_params=PARAMS,
+                output_dir=self.folder / f"job-{number}",
+                wallet=self.wallets[number % len(self.wallets)].address,
+                provider=self.providers[number % len(self.providers)].address if self.plan.named else None,
+                on_unverified=cast("Any", self.plan.on_unverified),
+                key=f"job-{number}",
+            )
+            for number in range(self.plan.jobs)
+        ]
+
+
+class Process:
+    """One run of the user's program."""
+
+    def __init__(self, world: World, number: int) -> None:
+        self.world = world
+        self.number = number
+        self.dead = False
+        self.is_done = False
+        self.downtime = 30.0
+        self.points = 0
+        self.tasks: dict[asyncio.Task[Any], None] = {}
+        crashes = world.plan.of("crash")
+        self._crash = crashes[number] if number < len(crashes) else None
+        self._scope = anyio.CancelScope()
+        self.began = self.ended = world.loop.now
+        self.failures: dict[str, str] = {}
+
+    def point(self, name: str, *, quiet: bool = False) -> None:
+        """A place at which it may die."""
+        if not self.dead:
+            self.points += 1
+            crash = self._crash
+            if crash is not None and self.points == crash.start and not self.world.chaos.healed:
+                self.world.chaos.fired.append(f"crash of process {self.number} at point {self.points}: {name}")
+                self.world.record.reach(f"crash {name.split(' ')[0]}")
+                self._die(crash.amount)
+        if self.dead and not quiet:
+            raise CrashError
+
+    def _die(self, downtime: float) -> None:
+        self.dead, self.downtime = True, downtime
+        self.world.net.kill(self)
+        self._scope.cancel()
+
+    def stop(self, downtime: float) -> None:
+        """Ask it to end, as a signal does."""
+        if not self.dead:
+            self.downtime = downtime
+            self._scope.cancel()
+
+    async def run(self, end: float) -> None:
+        """Live until done, dead, asked to stop, or until a time."""
+        token, place = current.set(self), door.set(self.point)
+        loop = self.world.loop
+        loop.set_task_factory(self._task)
+        try:
+            with self._scope:
+                with anyio.move_on_after(end - loop.now):
+                    try:
+                        await self._main()
+                    except ZgError as error:
+                        self.world.chaos.fired.append(f"process {self.number} ended: {type(error).__name__}: {error}")
+        except CrashError:
+            pass
+        except BaseExceptionGroup:
+            if not self.dead:
+                raise
+        finally:
+            current.reset(token)
+            door.reset(place)
+        self.ended = loop.now
+        self.world.journal.writer = None  # what the system does with the lock of a dead process
+        await oracle.check_process(self)
+
+    def _task(self, loop: Any, coroutine: Any, **options: Any) -> asyncio.Task[Any]:
+        task: asyncio.Task[Any] = asyncio.Task(coroutine, loop=loop, **options)
+        if (process := current.get()) is not None:
+            process.tasks[task] = None
+            task.add_done_callback(lambda task: process.tasks.pop(task, None))
+        return task
+
+    async def _main(self) -> None:
+        world = self.world
+        store, outbox = self._stores()
+        async with self._broker(outbox) as broker, JobRunner(broker, cast("Any", store)) as runner:
+            async with anyio.create_task_group() as group:
+                for spec in world.specs():
+                    group.start_soon(self._job, runner, spec)
+            self.is_done = True
+
+    async def _job(self, runner: JobRunner, spec: JobSpec) -> None:
+        """What a user does with a job: submit, wait, and try a failed one again a few times."""
+        handle = None
+        while handle is None:
+            try:
+                handle = await runner.submit(spec)
+            except ZgError as error:
+                self.failures[str(spec.key)] = f"submit: {type(error).__name__}: {error}"
+                await anyio.sleep(60)
+        for wait in (600.0, 3600.0, 3 * 3600.0, 3600.0):
+            try:
+                await handle.result()
+                self.failures.pop(str(spec.key), None)
+                return
+            except JobFailedError as error:
+                self.failures[str(spec.key)] = f"{error.stage}: {error.error_code}: {error.message}"
+                await anyio.sleep(wait)
+                handle = await runner.resume(handle.id)
+        with contextlib.suppress(JobFailedError):
+            await handle.result()
+
+    def _stores(self) -> tuple[Any, Any]:
+        world = self.world
+        if not world.plan.durable:
+            return DoorStore(MemoryStore(world.journal), self), DoorOutbox(world.outbox, self)
+        state = world.folder / "state"
+        store = SqliteStore(state / "jobs.sqlite", clock=world.user_clock)
+        outbox = SqliteOutbox(state / "outbox.sqlite")
+        return DoorStore(store, self), DoorOutbox(outbox, self)
+
+    def _broker(self, outbox: Any) -> Broker:
+        world = self.world
+        return create_broker(
+            private_keys=[wallet.private_key for wallet in world.wallets],
+            network=LOCAL,
+            outbox=outbox,
+            state_dir=world.folder / "state",
+            clock=world.user_clock,
+        )
+
+
+class Outlast(MemoryOutbox):
+    """Lives on when its chain is closed, as a file does."""
+
+
+class _Door:
+    def __init__(self, inner: Any, process: Process) -> None:
+        self._inner = inner
+        self._process = process
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+    async def _through(self, name: str, call: Callable[..., Any], *arguments: Any) -> Any:
+        self._process.point(f"before {name}")
+        result = await call(*arguments)
+        if name == "commit" and result is not None:
+            record = self._process.world.record
+            record.events += [(self._process.world.loop.now, event) for event in result]
+        self._process.point(f"after {name}")
+        return result
+
+
+class DoorStore(_Door):
+    """A journal with a point around each commit."""
+
+    async def append(self, job_id: Any, *events: Any) -> Any:
+        return await self._through("commit", self._inner.append, job_id, *events)
+
+    async def create(self, job_id: Any, *events: Any) -> Any:
+        return await self._through("commit", self._inner.create, job_id, *events)
+
+
+class DoorOutbox(_Door):
+    """An outbox with a point around each commit."""
+
+    async def append(self, lane: Any, entries: Any) -> Any:
+        return await self._through("outbox", self._inner.append, lane, entries)
+
+
+def provider_port(number: int) -> int:
+    return 9000 + number
+
+
+def hang_up(pipe: Pipe) -> web.StreamResponse:
+    pipe.abort()
+    return web.Response(status=500)
+
+
+def _route(request: web.Request) -> str:
+    resource = request.match_info.route.resource
+    return "" if resource is None else resource.canonical
