@@ -80,7 +80,7 @@ async def test_a_batch_keeps_errors_in_their_places(clock):
         good, reverted, missing = await rpc.batch([Ask("eth_call", [n], "X.y", "0x" + "11" * 20) for n in range(3)])
         assert good == 0
         assert isinstance(reverted, ContractRevertedError)
-        assert isinstance(missing, RpcError)
+        assert isinstance(missing, ChainUnavailableError)  # worth another try
         assert "unanswered" in str(missing)
 
 
@@ -124,6 +124,7 @@ async def test_a_json_rpc_error_with_an_http_error_status_keeps_its_body(clock, 
         (302, b"", RpcError, "status 302"),
         (502, b"<html>Bad Gateway</html>", ChainUnavailableError, "Bad Gateway"),
         (503, b"", ChainUnavailableError, "status 503"),
+        (503, b'{"error": "busy"}', ChainUnavailableError, "status 503"),
     ],
 )
 async def test_bodies_that_are_no_json_rpc_give_status_host_and_excerpt(clock, status, body, kind, excerpt):

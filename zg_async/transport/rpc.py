@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 _log = get_logger("zg_async.rpc")
 MIB: Final = 2**20
 MAX_BATCH: Final = 100
+_UNANSWERED: Final = -32005  # worth another try, as what a busy node says
 _LISTS: Final = frozenset({"eth_getLogs", "eth_getBlockByNumber", "eth_getBlockByHash", "eth_getBlockReceipts"})
 _READS: Final = ("eth_get", "eth_call", "eth_estimateGas", "eth_blockNumber", "eth_chainId", "eth_gasPrice")
 _MORE_READS: Final = ("eth_maxPriorityFeePerGas", "eth_feeHistory", "eth_syncing", "net_", "web3_", "txpool_")
@@ -314,8 +315,9 @@ def _parse_reply(host: str, status: int, headers: dict[str, str], data: bytes, l
         value, reason = None, f"{error}: {printable(data.decode(errors='replace'), limit=120)!r}"
     if status == 429:
         raise ChainUnavailableError(f"{host} limits the rate (status 429)", retry_after=wait)
-    if isinstance(value, list) or (isinstance(value, dict) and ("result" in value or "error" in value)):
-        return value  # also with status 4xx and 5xx: the body says more
+    is_answer = isinstance(value, list) or (isinstance(value, dict) and ("result" in value or "error" in value))
+    if is_answer and (status < 500 or isinstance(value, list) or value.keys() & {"id", "jsonrpc"}):
+        return value  # also with status 4xx and 5xx: the body says more, if it is the node's and not a gateway's
     if status >= 500 or status == 408:
         raise ChainUnavailableError(f"{host} answered status {status}: {reason}", retry_after=wait)
     if status >= 300:
@@ -329,7 +331,7 @@ def _by_id(answers: Iterable[Any], ids: Sequence[int]) -> list[dict[str, Any]]:
     found = {row["id"]: row for row in rows if row["id"] is None or type(row["id"]) is int}
     if len(ids) == 1 and None in found:  # an error before the id was read
         found.setdefault(ids[0], found[None])
-    missing = {"error": {"message": "the node left this request unanswered"}}
+    missing = {"error": {"code": _UNANSWERED, "message": "the node left this request unanswered"}}
     return [found.get(number, missing) for number in ids]
 
 
