@@ -479,7 +479,14 @@ class LedgerManager:
     # ---- funding
 
     async def plan_funding(
-        self, provider: str, service_type: str, amount: Amount, *, after: FundingPlan | None = None, check: bool = True
+        self,
+        provider: str,
+        service_type: str,
+        amount: Amount,
+        *,
+        after: FundingPlan | None = None,
+        check: bool = True,
+        block: int | str = "latest",
     ) -> FundingPlan:
         """Work out what it takes until a sub-account can pay an amount. Sends nothing.
 
@@ -491,6 +498,7 @@ class LedgerManager:
             amount: What the sub-account has to be able to pay: int of neuron or decimal string of 0G.
             after: As if this plan, for another sub-account, had been carried out before.
             check: Whether to raise when the wallet can't pay.
+            block: On which state of ledger and sub-account: a number, or `"latest"`.
 
         Returns:
             The plan; without steps when there is enough already.
@@ -503,7 +511,7 @@ class LedgerManager:
         name = await self._services.full_name(service_type)
         limits = await self.get_limits()
         chain, wallet = self._ctx.chain, self._ctx.wallet
-        ledger, account = await self._ledger_and_account(address, service_type)
+        ledger, account = await self._ledger_and_account(address, service_type, block)
         available = after.left if after is not None else ledger.available_balance if ledger is not None else None
         missing = max(required - (account.spendable if account else 0), 0)
         if account is None:
@@ -576,7 +584,7 @@ class LedgerManager:
             ):
                 receipts.append(known)
             for _ in range(MAX_OPEN_REFUNDS):  # two steps, and a little more should somebody else move money
-                plan = await self.plan_funding(provider, service_type, amount)
+                plan = await self._plan(provider, service_type, amount)
                 if not plan.steps:
                     break
                 await self._ctx.require_verified_provider(
@@ -588,13 +596,21 @@ class LedgerManager:
 
     # ---- helpers
 
+    async def _plan(self, provider: str, service_type: str, amount: Amount) -> FundingPlan:
+        """Plan on a view of the chain that shows all that this wallet has signed, whichever program signed it."""
+        chain = self._ctx.chain
+        if above := await chain.wait_sent(self._ctx.wallet, self._contract.address):
+            block = (await chain.block_from(above)).number
+            return await self.plan_funding(provider, service_type, amount, block=block)
+        return await self.plan_funding(provider, service_type, amount)
+
     async def _ledger_and_account(
-        self, provider: Address, service_type: str
+        self, provider: Address, service_type: str, block: int | str = "latest"
     ) -> tuple[Ledger | None, _SubAccount | None]:
         contract: Any = self._services.fine_tuning if service_type == "fine-tuning" else self._services.inference
         wallet = self._ctx.wallet
         ledger, account = await self._ctx.chain.call_many(
-            [self._contract.get_ledger(wallet), contract.get_account(wallet, provider)]
+            [self._contract.get_ledger(wallet), contract.get_account(wallet, provider)], block=block
         )
         return _or_none(ledger, LedgerNotFoundError), _or_none(account, AccountNotFoundError)
 

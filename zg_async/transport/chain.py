@@ -1,5 +1,6 @@
 """The chain: calls that read, writes through the outbox, blocks and logs."""
 
+import contextlib
 import uuid
 from collections.abc import AsyncGenerator, Iterable, Sequence
 from pathlib import Path
@@ -30,7 +31,7 @@ from zg_async.transport.heads import Block, BlockWatcher, ReceiptPoll, parse_blo
 from zg_async.transport.lane import Lane, LaneParts, open_lane
 from zg_async.transport.logs import LogReader, Topics
 from zg_async.transport.outbox import MemoryOutbox, Outbox
-from zg_async.transport.quotes import call_fields, quote
+from zg_async.transport.quotes import BEHIND_PAUSE, BEHIND_TRIES, behind, call_fields, quote
 from zg_async.transport.receipts import parse_receipt
 from zg_async.transport.rows import LaneId, Row
 from zg_async.transport.rpc import Ask, Rpc, blob, quantity
@@ -397,6 +398,40 @@ class Chain:
         lane = await self._lane(wallet)
         row = (await self._outbox.refresh(lane.id)).find(key)
         return None if row is None else await lane.receipt(await lane.wait_mined(row))
+
+    async def wait_sent(self, wallet: str, to: str) -> int:
+        """Wait until all that a wallet has signed for a contract, in any program on this outbox, is mined.
+
+        Args:
+            wallet: Whose.
+            to: The contract's address.
+
+        Returns:
+            The newest block that holds any of it, 0 if none is known: older views of the chain don't show it.
+
+        Raises:
+            TransactionTimeoutError: Some of it isn't mined for long.
+            ChainUnavailableError: The node is away.
+        """
+        lane, contract = await self._lane(wallet), checksum_address(to)
+        for row in (await self._outbox.refresh(lane.id)).open_rows():
+            if row.to == contract:
+                with contextlib.suppress(TransactionReplacedError):
+                    await lane.wait_mined(row)
+        return max((row.inclusion.block_number for row in lane.book.unsettled() if row.inclusion), default=0)
+
+    async def block_from(self, number: int) -> Block:
+        """Read the newest block's header, from a back-end that has a certain block.
+
+        Raises:
+            ChainUnavailableError: No answer, or the node stays behind.
+        """
+        for _ in range(BEHIND_TRIES):
+            block = await self.block()
+            if block.number >= number:
+                return block
+            await self._clock.sleep(BEHIND_PAUSE)  # another back-end behind the same URL
+        raise behind(block.number, number)
 
     async def sweep(self) -> int:
         """Send again, for all wallets, what is recorded and not mined; return how many. `write` does so by itself."""

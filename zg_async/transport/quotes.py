@@ -21,7 +21,8 @@ from zg_async.wire.hashing import hex0x
 from zg_async.wire.records import Address
 
 _log = get_logger("zg_async.chain")
-_BEHIND_TRIES: Final = 8
+BEHIND_TRIES: Final = 8
+BEHIND_PAUSE: Final = 0.5
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,13 +70,13 @@ async def quote(rpc: Rpc, call: Call[Any], wallet: Address, policy: FeePolicy, c
         ChainUnavailableError: No answer, or the node is behind.
     """
     answers, block = await _ask(rpc, call, wallet)
-    for _ in range(_BEHIND_TRIES):
+    for _ in range(BEHIND_TRIES):
         if block.number >= above:
             break
-        await clock.sleep(0.5)  # another back-end behind the same URL
+        await clock.sleep(BEHIND_PAUSE)  # another back-end behind the same URL
         answers, block = await _ask(rpc, call, wallet)
     if block.number < above:
-        raise ChainUnavailableError(f"the node is at block {block.number}, behind {above} that it has shown before")
+        raise behind(block.number, above)
     _, price, tip, balance, latest, pending, estimate = answers
     if isinstance(estimate, ChainError):
         raise await _explained(rpc, estimate, call, wallet, balance)
@@ -97,6 +98,11 @@ async def quote(rpc: Rpc, call: Call[Any], wallet: Address, policy: FeePolicy, c
         pending=max(quantity(pending), quantity(latest)),
         at=clock.monotonic(),
     )
+
+
+def behind(number: int, above: int) -> ChainUnavailableError:
+    """Say that the node's view is too old."""
+    return ChainUnavailableError(f"the node is at block {number}, behind {above} that it has shown before")
 
 
 def call_fields(call: Call[Any], wallet: str | None) -> dict[str, str]:
