@@ -208,6 +208,6 @@ def in_memory(net: Net, owner: Callable[[], object]) -> Iterator[None]:
 
     with (
         mock.patch.object(aiohttp.connector.TCPConnector, "_wrap_create_connection", connect),
-        mock.patch.object(aiohttp.connector, "monotonic", lambda: net.loop.now),
+        mock.patch.object(aiohttp.connector, "monotonic", net.loop.time),
     ):
         yield

@@ -1,5 +1,6 @@
 """What has to be true of every schedule, checked on the chain's, the providers' and the disk's own words."""
 
+import itertools
 import json
 from collections import Counter
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from tests.sim.contract_model import Delivered
 from tests.sim.stubs import adapter_weights
 from zg_async.devnet.evm_records import SignedTx
 from zg_async.jobs.state import JobStatus, fold
+from zg_async.units import NEURON_PER_0G
 from zg_async.wire.contracts import FUNCTIONS
 from zg_async.wire.contracts import decode_call as decode_contract_call
 from zg_async.wire.hashing import checksum_address, hex0x, keccak256
@@ -21,6 +23,7 @@ from zg_async.wire.records import TaskProgress
 if TYPE_CHECKING:
     from tests.sim.world import Process, World
 
+_MONEY: Final = ("addLedger", "depositFund", "transferFund")
 CALM: Final = 120.0
 """Seconds of life with everything in reach that are enough for an acknowledgement."""
 ROUGH: Final = 420.0
@@ -137,7 +140,7 @@ async def judge(world: "World") -> None:
 async def _check_outbox(world: "World") -> None:
     record, keys = world.record, Counter[str]()
     books = await world.books()
-    names = Counter[tuple[str, ...]]()
+    names, moved = Counter[tuple[str, ...]](), Counter[tuple[Any, ...]]()
     for one in mined_transactions(world.evm):
         sender = checksum_address(one.tx.sender)
         if sender not in books:
@@ -147,9 +150,15 @@ async def _check_outbox(world: "World") -> None:
         if row is not None and one.status:
             keys[row.key] += 1
         name, arguments = call_of(one.tx)
-        if one.status and name in ("addLedger", "acknowledgeTEESigner", "acknowledgeDeliverable"):
-            names[sender, name, *(str(argument) for argument in arguments)] += 1
+        if one.status:
+            if name in ("addLedger", "acknowledgeTEESigner", "acknowledgeDeliverable"):
+                names[sender, name, *(str(argument) for argument in arguments)] += 1
+            if name in _MONEY:
+                moved[sender, name, *arguments[:1]] += arguments[2] if name == "transferFund" else one.tx.value
         record.require(one.status, f"{name} was mined as a failure")
+    for (sender, name, *_), amount in moved.items():
+        most = NEURON_PER_0G if name == "transferFund" else 3 * NEURON_PER_0G
+        record.require(amount <= most, f"{sender} moved {amount} by {name}, though {most} was enough for all")
     for key, count in keys.items():
         record.require(count == 1, f"{key} had its effect {count} times")
     for what, count in names.items():
@@ -249,7 +258,7 @@ def longest_chance(world: "World", provider: str, start: float, end: float) -> f
     for process in world.processes:
         low, high = max(process.began, start), min(process.ended, end)
         cuts = sorted({low, high, *(t for span in bad for t in span if low < t < high)})
-        for left, right in zip(cuts, cuts[1:], strict=False):
+        for left, right in itertools.pairwise(cuts):
             middle = (left + right) / 2
             if not any(a <= middle <= b for a, b in bad):
                 longest = max(longest, right - left)
@@ -286,7 +295,7 @@ def _where(world: "World", state: Any) -> str:
 
 def _may_fail(world: "World", state: Any) -> bool:
     """Jobs end well unless a provider forgot their task, or nobody was there to acknowledge."""
-    if world.plan.of("restart"):
+    if world.plan.of("restart") or (state.task_id and _lost(world, state.task_id)):
         return True
     found = _delivered(world, state)
     return found is not None and found.settled and not found.acknowledged

@@ -34,7 +34,7 @@ class Outcome:
 
     def told(self) -> str:
         """What to print when it failed."""
-        lines = [f"seed {self.seed}: {self.problem}", "fired:", *(f"  {name}" for name in self.fired[-80:])]
+        lines = [f"seed {self.seed}: {self.problem}", "fired:", *(f"  {name}" for name in self.fired[-25:])]
         return "\n".join([*lines, f"again: python -m tests.sim --seeds {self.seed}:{self.seed + 1} --verbose"])
 
 

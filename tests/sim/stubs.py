@@ -78,6 +78,10 @@ def adapter_weights() -> bytes:
     return len(header).to_bytes(8, "little") + header + random.Random(7).randbytes(2 * size)
 
 
+def _no_sync(_: int) -> None:
+    """The folder is in memory, and its machine never dies."""
+
+
 @contextlib.contextmanager
 def seeded(rng: random.Random) -> Iterator[None]:
     """Take all randomness from one seed."""
@@ -87,18 +91,28 @@ def seeded(rng: random.Random) -> Iterator[None]:
         _made.clear()
         build_quote.cache_clear()  # it keeps signatures
     ephemeral = random.Random(rng.random())
+
+    def new_id() -> uuid.UUID:
+        return uuid.UUID(bytes=rng.randbytes(16), version=4)
+
+    def token(size: int = 32) -> bytes:
+        return rng.randbytes(size)
+
+    def ephemeral_key() -> bytes:
+        return ephemeral.choice(_EPHEMERAL)
+
     with (
         mock.patch.object(os, "urandom", rng.randbytes),
         mock.patch.object(random, "_urandom", rng.randbytes),
-        mock.patch.object(uuid, "uuid4", lambda: uuid.UUID(bytes=rng.randbytes(16), version=4)),
-        mock.patch.object(secrets, "token_bytes", lambda size=32: rng.randbytes(size)),
+        mock.patch.object(uuid, "uuid4", new_id),
+        mock.patch.object(secrets, "token_bytes", token),
         mock.patch.object(native, "ecdsa_raw_sign", _sign_stub),
         mock.patch.object(native, "ecdsa_raw_recover", _recover_stub),
         mock.patch.object(native, "private_key_to_public_key", _public),
         mock.patch.object(envelope, "fast_multiply", _multiply_stub),
-        mock.patch.object(envelope, "_random_key", lambda: ephemeral.choice(_EPHEMERAL)),
+        mock.patch.object(envelope, "_random_key", ephemeral_key),
         mock.patch.object(provider_workers, "train", _train_stub),
-        mock.patch.object(os, "fsync", lambda _: None),
+        mock.patch.object(os, "fsync", _no_sync),
     ):
         try:
             yield

@@ -47,7 +47,7 @@ from zg_async.wire.hashing import hex0x
 START: Final = 1_800_000_000
 DAY: Final = 86_400.0
 RPC_PORT: Final = 8545
-LOCAL: Final = NETWORKS["local"]
+LOCAL: Final = dataclasses.replace(NETWORKS["local"], confirmations=6)
 NAMES: Final = {INFERENCE_NAME: LOCAL.inference, FINE_TUNING_NAME: LOCAL.fine_tuning}
 MODEL: Final = "Qwen2.5-0.5B-Instruct"
 PARAMS: Final = {
@@ -199,9 +199,10 @@ class World:
         return middleware
 
     def _drop(self) -> None:
-        waiting = list(self.chain.pool)
-        if waiting:
-            self.chain.drop(waiting[-1].hash)
+        users = {bytes.fromhex(wallet.address[2:]) for wallet in self.wallets}
+        waiting = [tx for tx in self.chain.pool if tx.sender in users]
+        if waiting and self.chain.drop(waiting[-1].hash):
+            self.record.reach("transaction dropped")
 
     async def disturb(self, host: str, request: web.Request, handler: Handler) -> web.StreamResponse:
         """Let the schedule's faults strike one request."""
