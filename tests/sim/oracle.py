@@ -178,10 +178,14 @@ def _check_tasks(world: "World") -> None:
     settled = Counter(event["id"] for event in _events(world, "FeesSettled"))
     for task_id, count in settled.items():
         record.require(count == 1, f"task {task_id} was settled {count} times")
-    requests = Counter(event.job_id for _, event in record.events if event.kind == "task_requested")
-    for job_id, count in requests.items():
-        others = sum(e.job_id == job_id and e.kind == "provider_excluded" for _, e in record.events)
-        record.require(count <= 1 + others, f"job {job_id} asked for {count} tasks")
+    owners = {event.request_nonce: event.job_id for _, event in record.events if event.kind == "task_requested"}
+    good = Counter[str]()
+    for node in world.providers:
+        for task in node.store:
+            if task.progress is not TaskProgress.FAILED:
+                good[owners.get(int(task.nonce), "")] += 1
+    for job_id, count in good.items():
+        record.require(count == 1, f"job {job_id} has {count} tasks")
 
 
 def _events(world: "World", name: str) -> Iterator[dict[str, Any]]:

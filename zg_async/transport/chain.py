@@ -426,11 +426,12 @@ class Chain:
         Raises:
             ChainUnavailableError: No answer, or the node stays behind.
         """
+        block = await self.block()
         for _ in range(BEHIND_TRIES):
-            block = await self.block()
             if block.number >= number:
                 return block
             await self._clock.sleep(BEHIND_PAUSE)  # another back-end behind the same URL
+            block = await self.block()
         raise behind(block.number, number)
 
     async def sweep(self) -> int:
