@@ -92,6 +92,7 @@ COMMANDS: Final[tuple[tuple[str, str], ...]] = (
     ("whoami", "profile:whoami"),
     ("profile", "profile:app"),
     ("wallet", "wallet:app"),
+    ("completion", "completion:completion"),
     # here
     ("demo", "demo:demo"),
     ("devnet", "devnet:app"),
@@ -103,6 +104,7 @@ HIDDEN: Final[tuple[tuple[str, str], ...]] = (
     ("fine-tuning revoke", "fine_tuning:revoke"),
     ("inference ack-provider", "inference:ack_provider"),
     ("inference revoke", "inference:revoke"),
+    ("web-ui", "ui:web_ui"),
 )
 """Commands of the contracts' owner; they work and aren't listed."""
 SPELLINGS: Final[tuple[tuple[str, str], ...]] = (
@@ -128,7 +130,6 @@ SPELLINGS: Final[tuple[tuple[str, str], ...]] = (
             "list-adapters",
         )
     ),
-    ("web-ui", "ui"),
     ("get-task-log", "fine-tuning get-log"),
     ("fine-tuning get-task-log", "fine-tuning get-log"),
     ("task create", "fine-tuning create-task"),

@@ -16,6 +16,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from zg_async.cli.completing import remember
 from zg_async.errors import ZgError
 from zg_async.text import printable
 from zg_async.units import NEURON_PER_0G
@@ -66,6 +67,7 @@ def emit(where: "Where", kind: str, value: Any, text: Callable[[], str | Iterabl
         value: A record or mapping; a sequence becomes `items`.
         text: Makes what people see; called only for them.
     """
+    remember(kind, to_plain(value))
     if where.as_json:
         print_json(kind, value)
         return

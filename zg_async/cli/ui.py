@@ -13,11 +13,14 @@ from zg_async.cli.output import note, print_json
 from zg_async.paths import write_private
 
 app = cyclopts.App(name="ui", help="Show jobs, loss curves, deadlines, spending and adapters on a local page.")
+web_ui = cyclopts.App(name="web-ui", help=app.help, show=False)
 _LOOPBACK: Final = ("127.0.0.1", "::1", "localhost")
 
 
 @app.default
 @app.command(name="start-web")
+@web_ui.default
+@web_ui.command(name="start-web")
 async def start_web(
     *,
     port: Annotated[int, Parameter(name=("--port", "-p"))] = 3090,
