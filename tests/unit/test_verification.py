@@ -12,6 +12,7 @@ from tests import tee_kit
 from tests.golden import ids, vectors
 from tests.tee_kit import COLLATERAL, KEY, NOW, ROOT, SIGNER, collateral, evidence, good_report, judged, llm_report
 from zg_async import ConfigError, TeePolicy, recheck_report
+from zg_async.devnet import quote as made
 from zg_async.devnet.chain_client import address_of
 from zg_async.devnet.tdx import TdxMaker
 from zg_async.errors import AttestationError
@@ -46,6 +47,7 @@ def test_a_valid_report_is_verified_up_to_the_root(legacy):
 
 
 @pytest.mark.goal("VER-01")
+@pytest.mark.goal("HRD-08", part="junk, empty, GPU-only, another signer")
 @pytest.mark.parametrize(
     ("body", "signer"),
     [
@@ -104,6 +106,7 @@ def test_another_root_refuses(root):
     assert not result.verified
 
 
+@pytest.mark.goal("HRD-08", part="only platforms up to date by default")
 @pytest.mark.parametrize("status", STATUSES)
 def test_only_up_to_date_platforms_pass_unless_others_are_accepted(status):
     stale = collateral(status=status)
@@ -174,6 +177,66 @@ def test_pins_hold_what_was_verified_before():
         result = judged(pins={"fine-tuning": dataclasses.replace(pin, **change)})
         assert [c.name for c in result.blocking] == ["pins"], change
         assert result.check("pins").reason
+
+
+def _of(compose=None, key=KEY, registers=lambda events: [made.replay(events, imr) for imr in range(4)], **patch):
+    """A genuine report of some TD."""
+    report = tee_kit.fields(good_report().body)
+    events = json.loads(report["event_log"])
+    text = compose or json.loads(report["tcb_info"])["app_compose"]
+    if compose:
+        events = made.event_log("other", compose)
+    data = made.legacy_report_data(key)
+    raw = bytearray(made.td_quote(text, registers(events), data, tee_kit.MAKER)[:632])
+    for place, byte in patch.items():
+        raw[int(place[2:])] = byte
+    quote = tee_kit.MAKER.sign_quote(bytes(raw)).hex()
+    info = json.dumps({"app_compose": text})
+    changed = {"quote": quote, "event_log": json.dumps(events), "report_data": tee_kit.b64(data), "tcb_info": info}
+    return {"body": tee_kit.encoded({**report, **changed}), "header": None, "expected_signer": address_of(key)}
+
+
+ANOTHER_KEY = b"\x05" * 32
+SAME, NEWER, OLDER = {}, {"collateral": collateral(evaluation=18)}, {"collateral": collateral(evaluation=16)}
+FRESH, STALE = {"collateral": collateral(-600)}, {"collateral": collateral(86_400)}
+SIGNER_2, COMPOSE_2, TD_2 = _of(key=ANOTHER_KEY), _of(compose=made.app_compose("other")), _of(at184=7)
+BAD, UNAPPROVED = {"body": b"{}"}, {**SIGNER_2, "approved": False}
+HISTORIES = [
+    ([SAME, SAME], ""),
+    ([SAME, NEWER], ""),
+    ([SAME, FRESH], ""),
+    ([NEWER, SAME], "older TCB evaluation data: 17 after 18"),
+    ([SAME, NEWER, NEWER, SAME], "older TCB evaluation data: 17 after 18"),
+    ([SAME, OLDER], "older TCB evaluation data: 16 after 17"),
+    ([FRESH, SAME], "older collateral"),
+    ([SAME, FRESH, FRESH, SAME], "older collateral"),
+    ([SAME, STALE], "older collateral"),
+    ([SAME, SIGNER_2], f"signer {address_of(ANOTHER_KEY)} instead of {SIGNER}"),
+    ([SIGNER_2, SAME], f"signer {SIGNER} instead of {address_of(ANOTHER_KEY)}"),
+    ([SAME, COMPOSE_2], "compose hash"),
+    ([SAME, TD_2], "another mrtd"),
+    ([SAME, SIGNER_2, SAME], ""),  # what stopped was not taken over
+    ([SAME, "accept", SIGNER_2, SIGNER_2], ""),
+    ([SAME, "accept", SIGNER_2, SAME], f"signer {SIGNER} instead of {address_of(ANOTHER_KEY)}"),
+    ([SAME, BAD, SAME], ""),
+    ([UNAPPROVED, SAME], ""),
+]
+
+
+@pytest.mark.goal("HRD-09")
+@pytest.mark.parametrize(("history", "stop"), HISTORIES, ids=range(len(HISTORIES)))
+def test_what_was_verified_once_stops_what_is_older_or_other_until_the_user_takes_it_over(history, stop):
+    pins, accept, result = None, False, None
+    for step in history:
+        if step == "accept":
+            accept = True
+            continue
+        result = judged(**{"pins": None if accept else pins, **step})
+        pins, accept = pins_of(result) if result.verified else pins, False
+    assert result.verified is (not stop)
+    if stop:
+        assert [c.name for c in result.blocking] == ["pins"]
+        assert stop in result.summary()
 
 
 def test_pins_never_go_back():

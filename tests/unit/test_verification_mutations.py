@@ -80,6 +80,7 @@ def listed(path, unbound) -> bool:
 
 @pytest.mark.slow
 @pytest.mark.goal("VER-03")
+@pytest.mark.goal("HRD-08", part="damaged reports")
 def test_every_field_either_fails_or_is_listed_as_unbound():
     unbound = judged(header=None).unbound
     wrong = []
@@ -216,6 +217,7 @@ GENUINE_BUT_WRONG = {
 }
 
 
+@pytest.mark.goal("HRD-08", part="another compose hash and other wrong programs")
 @pytest.mark.parametrize("name", sorted(GENUINE_BUT_WRONG))
 def test_a_genuine_quote_of_a_wrong_td_fails(name):
     assert not verified(GENUINE_BUT_WRONG[name]())

@@ -9,7 +9,7 @@ import dataclasses
 import datetime as dt
 import importlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 from urllib.parse import unquote
 
@@ -147,7 +147,13 @@ def verify_chain(
         claims = json.loads(verifier.verify_with_policy(raw_quote, parsed, seconds, wide).to_json())
     except (ValueError, TypeError, OverflowError) as error:
         return _refused(printable(str(error), limit=200))
-    level = _level(library, verifier, raw_quote, parsed, seconds, policy)
+    if not _is_of_platform(collateral.get("tcb_info"), claims["platform"]["pck"]["pce_id"]):
+        return _refused("the TCB info is of another provisioning enclave")
+    enclave = str(claims["qe"]["tcb_level"]["tcbStatus"])
+    if enclave in policy.statuses:
+        level = _level(library, verifier, raw_quote, parsed, seconds, policy)
+    else:  # the library lets some words pass that it doesn't know of enclaves
+        level = Check(name="tcb_level", outcome="fail", reason=f"the quoting enclave is {printable(enclave, limit=60)}")
     status, evaluation = str(claims["tcb"]["status"]), int(claims["tcb"]["eval_data_number"])
     whose = "Intel's root" if root is None else "the network's own root"
     return ChainResult(
@@ -231,6 +237,14 @@ def _der_hex(body: bytes) -> str:
         return bytes.fromhex(body.decode("ascii").strip()).hex()
     except ValueError:
         return body.hex()
+
+
+def _is_of_platform(tcb_info: str | None, pce_id: Sequence[int]) -> bool:
+    """Say whether TCB info names a platform's PCE, which the library doesn't compare."""
+    try:
+        return bytes.fromhex(decode_json(tcb_info or "", limit=_LIMIT)["pceId"]) == bytes(pce_id)
+    except (BadJsonError, ValueError, KeyError, TypeError):
+        return False
 
 
 def _issued(tcb_info: str | None) -> dt.datetime | None:
