@@ -511,6 +511,7 @@ async def test_an_upload_meets_the_providers_rate(clock, source):
     assert clock.monotonic() >= 10
 
 
+@pytest.mark.goal("HRD-17", part="changed while read")
 @pytest.mark.parametrize("change", ["grow", "shrink", "touch"])
 async def test_a_file_that_changes_while_it_is_sent_is_an_error(clock, tmp_path, change, monkeypatch):
     path = tmp_path / "train.jsonl"
@@ -538,6 +539,7 @@ async def test_a_file_that_changes_while_it_is_sent_is_an_error(clock, tmp_path,
     assert provider.forms == []
 
 
+@pytest.mark.goal("HRD-17", part="no regular file")
 @pytest.mark.parametrize("kind", ["missing", "folder", "fifo", "device", "socket"])
 async def test_only_a_regular_file_is_sent(clock, tmp_path, kind):
     path = tmp_path / "x.jsonl"

@@ -69,6 +69,7 @@ CALLS = {
 }
 
 
+@pytest.mark.goal("HRD-10", part="caps per endpoint")
 @pytest.mark.goal("SEC-07", part="JSON and quotes")
 @pytest.mark.parametrize("name", CALLS)
 async def test_an_endless_answer_is_cut_off_at_its_cap(clock, name):

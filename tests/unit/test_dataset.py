@@ -79,6 +79,7 @@ async def test_a_bad_dataset_gets_a_report_and_no_exception(tmp_path, content):
     json.dumps(report.to_json())
 
 
+@pytest.mark.goal("HRD-17", part="no regular file")
 @pytest.mark.parametrize("kind", ["missing", "folder", "fifo", "device", "unreadable"])
 async def test_what_is_no_regular_file_is_a_config_error(tmp_path, kind):
     path = tmp_path / "x.jsonl"
@@ -221,6 +222,7 @@ async def test_a_file_of_another_ending_goes_as_jsonl(clock, path):
     assert provider.forms[0]["file"][0] == "training data.jsonl"
 
 
+@pytest.mark.goal("HRD-17", part="changed while read")
 async def test_a_file_that_changed_after_its_check_is_an_error(clock, path, monkeypatch):
     async def check_then_change(source, **more):
         report = await check_dataset(source, **more)

@@ -147,6 +147,7 @@ def test_smaller_losses_are_warned_of_too():
     assert codes(check(chat(("assistant", "b"), ("user", "a"))).warnings) == [(1, "answer_first")]
 
 
+@pytest.mark.goal("HRD-17", part="credentials by row")
 @pytest.mark.parametrize(
     "secret",
     [
@@ -182,6 +183,7 @@ def test_ordinary_text_is_no_credential():
     assert check({"instruction": text, "output": "b"}).warnings == ()
 
 
+@pytest.mark.goal("HRD-17", part="line cap")
 @pytest.mark.goal("DAT-01", part="minimum count and size limit")
 def test_limits_of_file_line_and_count():
     over = check(GOOD, max_size=10)

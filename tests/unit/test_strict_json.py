@@ -34,6 +34,7 @@ def test_only_the_declared_error_is_raised(data):
         decode_json(data, limit=150)
 
 
+@pytest.mark.goal("HRD-10", part="refusals")
 @pytest.mark.parametrize(
     ("text", "reason"),
     [

@@ -129,3 +129,13 @@ async def test_without_the_extra_a_tokenizer_says_how_to_get_it(tmp_path, monkey
     with pytest.raises(ConfigError) as caught:
         await count_tokens(write(tmp_path / "train.jsonl", TEXT), tokenizer=tmp_path / "t.json")
     assert "zg-async[tokens]" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    "line", [b"[" * 200_000, b'{"text": "a", "text": "b"}', b'{"text": NaN}', b'{"text": "' + b"x" * 2**21]
+)
+async def test_a_row_that_is_no_strict_json_is_named(tmp_path, line):
+    path = tmp_path / "d.jsonl"
+    path.write_bytes(b'{"text": "a"}\n' + line + b"\n")
+    with pytest.raises(DatasetError, match="line 2"):
+        await count_tokens(path)

@@ -7,7 +7,6 @@ is a range: at least one token for a text that isn't empty, at most one per byte
 
 import dataclasses
 import importlib
-import json
 import os
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping
@@ -17,7 +16,8 @@ from typing import Any, Final
 import anyio.to_thread
 
 from zg_async.errors import ConfigError, DatasetError
-from zg_async.wire.rows import RowFormat, row_format
+from zg_async.wire.rows import MAX_LINE, RowFormat, row_format
+from zg_async.wire.strict_json import BadJsonError, decode_json
 
 _COLUMNS: Final = ("instruction", "input", "output")
 SPECIAL_TOKENS: Final = 4
@@ -111,7 +111,7 @@ def _rows(path: Path, tee: bool) -> Iterator[list[Any]]:
     form: RowFormat | None = None
     try:
         with path.open("rb") as file:
-            for number, line in enumerate(file, 1):
+            for number, line in enumerate(iter(lambda: file.readline(MAX_LINE + 2), b""), 1):
                 if not line.strip():
                     continue
                 row = _row(path, number, line)
@@ -123,8 +123,8 @@ def _rows(path: Path, tee: bool) -> Iterator[list[Any]]:
 
 def _row(path: Path, number: int, line: bytes) -> Mapping[str, Any]:
     try:
-        row = json.loads(line)
-    except (ValueError, RecursionError):
+        row = decode_json(line, limit=MAX_LINE)
+    except BadJsonError:
         row = None
     if not isinstance(row, Mapping):
         raise DatasetError(f"{path}: line {number} is no JSON object", hint="check_dataset() lists all that is wrong")
