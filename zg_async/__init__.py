@@ -88,7 +88,7 @@ _HOMES = {
     "zg_async.managers.deliverables": ("Acknowledgement", "DeliveredModel"),
     "zg_async.managers.fine_tuning": ("TaskPreflight",),
     "zg_async.managers.inference_funds": ("Funds", "Spending"),
-    "zg_async.managers.inference_services": ("AutoFunding", "InferencePolicy"),
+    "zg_async.managers.inference_services": ("AutoFunded", "AutoFunding", "InferencePolicy"),
     "zg_async.managers.inference_tokens": ("ApiKey",),
     "zg_async.managers.ledger": ("FundingPlan", "FundingStep"),
     "zg_async.managers.media": ("ImageAnswer", "ImageJob", "ImageJobStatus", "Transcript"),
@@ -266,6 +266,7 @@ if TYPE_CHECKING:
     from zg_async.managers.fine_tuning import TaskPreflight as TaskPreflight
     from zg_async.managers.inference_funds import Funds as Funds
     from zg_async.managers.inference_funds import Spending as Spending
+    from zg_async.managers.inference_services import AutoFunded as AutoFunded
     from zg_async.managers.inference_services import AutoFunding as AutoFunding
     from zg_async.managers.inference_services import InferencePolicy as InferencePolicy
     from zg_async.managers.inference_tokens import ApiKey as ApiKey

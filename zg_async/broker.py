@@ -349,6 +349,8 @@ def create_broker(
         limits=limits,
         clock=time,
     )
+    if inference is not None and inference.funding is not None:
+        chain.budget.allow_auto_funding(True, per_hour=inference.funding.per_hour)
     chosen = storage or StorageSettings()
     store = Storage(chain, client, clock=time, indexer_url=indexer_url, nodes=storage_nodes, settings=chosen)
     shared = _Shared(

@@ -3,19 +3,26 @@
 Money moves in `ensure_funds`, and by itself only where an `AutoFunding` policy says so, up to its cap.
 """
 
+import collections
 import contextlib
 import dataclasses
+import datetime as dt
+import uuid
+from collections.abc import AsyncGenerator
 from typing import Any, Final
 
 import anyio
 
-from zg_async.errors import ContractRevertedError, LimitError, ProviderError, ZgError
+from zg_async.background import Background
+from zg_async.correlation import correlated
+from zg_async.errors import ConfigError, ContractRevertedError, LimitError, ProviderError, ZgError
 from zg_async.logs import get_logger
 from zg_async.managers.context import Context
-from zg_async.managers.inference_services import AutoFunding, InferencePolicy
+from zg_async.managers.inference_services import AutoFunded, AutoFunding, InferencePolicy
 from zg_async.managers.inference_tokens import InferenceTokens
 from zg_async.managers.ledger import LedgerManager
 from zg_async.tracing import observed
+from zg_async.transport.budget import AUTO_FUNDING
 from zg_async.transport.key_book import KeyBook
 from zg_async.units import format_amount, parse_amount
 from zg_async.wire import billing
@@ -26,6 +33,7 @@ from zg_async.wire.strict_json import BadJsonError, decode_json
 BUFFER_MULTIPLIER: Final = 2
 """The peers' buffer: this many times the smallest transfer, which is also the least a provider wants to see locked
 (1 0G: MIN_TRANSFER_AMOUNT of the ledger, MinimumLockedBalance of the provider)."""
+_KEPT_MOVES: Final = 1000
 _UNSETTLED_LIMIT: Final = 16 * 1024
 _log = get_logger("zg_async.inference")
 
@@ -72,6 +80,8 @@ class InferenceFunds(InferenceTokens):
         self._looked: dict[Address, float] = {}
         self._policy_lock = anyio.Lock()
         self._moved = 0
+        self._scope: AutoFunding | None = None
+        self._auto_funded: collections.deque[AutoFunded] = collections.deque(maxlen=_KEPT_MOVES)
 
     # ---- what it cost
 
@@ -182,7 +192,7 @@ class InferenceFunds(InferenceTokens):
             provider: The provider's address.
             refused: It has just refused a request for want of money: look now, and raise what stands in the way.
         """
-        policy = self.policy.funding
+        policy = self._scope or self.policy.funding
         if policy is None:
             return False
         async with self._policy_lock:
@@ -202,30 +212,66 @@ class InferenceFunds(InferenceTokens):
         funds = await self.check_funds(provider, buffer=policy.buffer)
         if not funds.needed:
             return False
-        if funds.needed > policy.cap - self._moved:
+        left = None if policy.cap is None else policy.cap - self._moved
+        if left is not None and funds.needed > left:
             raise LimitError(
                 f"{provider} needs {format_amount(funds.needed)} more for inference; of the cap of "
-                f"{format_amount(policy.cap)} for automatic funding {format_amount(policy.cap - self._moved)} are left",
+                f"{format_amount(policy.cap or 0)} for automatic funding {format_amount(left)} are left",
                 hint="Raise AutoFunding.cap, or call ledger.transfer_fund yourself",
             )
         self._moved += funds.needed  # from now on until it is certain that it wasn't sent
-        receipt = None
+        receipt, key = None, f"{AUTO_FUNDING}/{uuid.uuid4()}"
         try:
-            receipt = await self.ensure_funds(provider, cap=funds.needed, buffer=policy.buffer)
+            receipt = await self.ensure_funds(provider, cap=funds.needed, buffer=policy.buffer, key=key)
         except (LimitError, ContractRevertedError):
             self._moved -= funds.needed
             raise
         if receipt is None:
             self._moved -= funds.needed
             return False
-        _log.warning(
-            "automatic funding moved %s to %s for inference, %s of at most %s so far",
-            format_amount(funds.needed),
-            provider,
-            format_amount(self._moved),
-            format_amount(policy.cap),
-        )
+        at = dt.datetime.fromtimestamp(self._ctx.clock.now(), dt.UTC)
+        self._auto_funded.append(AutoFunded(provider=provider, amount=funds.needed, tx_hash=receipt.tx_hash, at=at))
+        _log.warning("automatic funding moved %s to %s for inference", format_amount(funds.needed), provider)
         return True
+
+    @property
+    def auto_funded(self) -> tuple[AutoFunded, ...]:
+        """What was moved by itself for this wallet while the broker lives, oldest first; the last thousand moves.
+
+        Each is a warning in the log, too, and in the audit log a transaction whose key begins with `auto-funding/`.
+        """
+        return tuple(self._auto_funded)
+
+    @contextlib.asynccontextmanager
+    async def auto_funding(self, *providers: str, funding: AutoFunding) -> AsyncGenerator[None, None]:
+        """Keep the inference sub-accounts at some providers topped up while the block lasts, and not a moment longer.
+
+        Args:
+            providers: Looked at every `funding.interval` seconds; calls to others are paid for as they need it.
+            funding: The bounds.
+
+        Raises:
+            ConfigError: Automatic funding is on already, for this wallet or another one of the broker.
+        """
+        addresses, budget = [parse_address(p, what="provider") for p in providers], self._ctx.chain.budget
+        if budget.auto_funding:
+            raise ConfigError("automatic funding is on already", hint="One policy or block at a time has the say")
+        budget.allow_auto_funding(True, per_hour=funding.per_hour)
+        self._scope, self._moved, background = funding, 0, Background()
+        try:
+            for address in addresses:
+                background.start(self._keep_funded(address, funding.interval), name=f"zg funds at {address}")
+            yield
+        finally:
+            self._scope = None
+            budget.allow_auto_funding(False)
+            await background.aclose()
+
+    async def _keep_funded(self, provider: Address, interval: float) -> None:
+        with correlated(provider=provider):
+            while True:
+                await self._fund_by_policy(provider)
+                await self._ctx.clock.sleep(interval)
 
 
 def fee_of_chat(service: InferenceService, usage: Usage | None, prompt: str, answer: str) -> int:

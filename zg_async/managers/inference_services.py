@@ -8,7 +8,7 @@ from typing import Final, Literal
 
 import anyio
 
-from zg_async.errors import ProviderReplyError, SignerNotAcknowledgedError, ZgError
+from zg_async.errors import ConfigError, ProviderReplyError, SignerNotAcknowledgedError, ZgError
 from zg_async.managers.context import Context
 from zg_async.managers.verification import OnLog
 from zg_async.managers.verification_record import ServiceVerification
@@ -23,6 +23,7 @@ from zg_async.wire.records import (
     InferenceService,
     Receipt,
     ServiceMetadata,
+    TxHash,
 )
 
 Verify = Literal["bytes", "signer", "off"]
@@ -34,14 +35,36 @@ _STATUS_SECONDS: Final = 10.0
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class AutoFunding:
-    """Leave to move money from the ledger to a provider's sub-account by itself. Without it, nothing ever moves."""
+    """Leave to move money from the ledger to a provider's sub-account by itself. Without it, nothing ever moves.
 
-    cap: int
-    """The most that may be moved in all, to all providers, while the broker lives; neuron."""
+    What it moves counts in `SpendLimits`, too.
+    """
+
+    cap: int | None = None
+    """The most that may be moved in all, to all providers, while the broker lives; neuron. None: see `per_hour`."""
+    per_hour: int | None = None
+    """The most that may be moved within any hour, to all providers, from all wallets, by all programs of this user that
+    share an outbox; neuron. It holds through crashes and restarts. None: only `cap` counts."""
     buffer: int | None = None
     """What should be there beyond unsettled fees; None: twice what the ledger's smallest transfer is."""
     interval: float = 30.0
     """Seconds between two looks at a provider's account."""
+
+    def __post_init__(self) -> None:
+        """Refuse a leave without any bound."""
+        if self.cap is None and self.per_hour is None:
+            raise ConfigError("automatic funding needs a bound", hint="Give it cap= or per_hour=, or both")
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class AutoFunded:
+    """Money moved by itself."""
+
+    provider: Address
+    amount: int
+    """Neuron, from the ledger to the inference sub-account."""
+    tx_hash: TxHash
+    at: dt.datetime
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

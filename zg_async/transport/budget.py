@@ -31,7 +31,10 @@ _MINUTE: Final = 60.0
 _DAY_MINUTES: Final = 1440
 _DEPOSITS: Final = frozenset({"LedgerManager.addLedger", "LedgerManager.depositFund"})
 _TRANSFER: Final = "LedgerManager.transferFund"
-_FREE: Final = "once"
+AUTO_FUNDING: Final = "auto-funding"
+"""Begins the keys of transfers that the package makes by itself."""
+_FREE: Final = frozenset({"once", AUTO_FUNDING})
+_HOUR: Final = 3600.0
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,7 +114,11 @@ def money_of_row(row: Row) -> Money:
 def group_of(key: str) -> str | None:
     """Return the job that a key belongs to: what stands before the first slash."""
     group, slash, _ = key.partition("/")
-    return group if slash and group != _FREE else None
+    return group if slash and group not in _FREE else None
+
+
+def _is_automatic(key: str) -> bool:
+    return key.startswith(f"{AUTO_FUNDING}/")
 
 
 class Totals:
@@ -121,22 +128,30 @@ class Totals:
         """Begin with nothing."""
         self._groups: dict[str, int] = {}
         self._minutes: dict[int, Money] = {}
+        self._automatic: dict[int, int] = {}
 
     def clear(self) -> None:
         """Begin anew."""
         self._groups.clear()
         self._minutes.clear()
+        self._automatic.clear()
 
     def add(self, key: str, at: float, money: Money, sign: int = 1) -> None:
         """Count something, or with sign -1 count it no more."""
         minute = int(at // _MINUTE)
         self._minutes[minute] = self._minutes.get(minute, Money()).plus(money, sign)
+        if _is_automatic(key):
+            self._automatic[minute] = self._automatic.get(minute, 0) + sign * money.transferred
         if (group := group_of(key)) is not None:
             self._groups[group] = self._groups.get(group, 0) + sign * money.gone
 
     def gone(self, group: str) -> int:
         """Return what is gone for one job."""
         return self._groups.get(group, 0)
+
+    def automatic(self, at: float) -> int:
+        """Return what automatic funding has transferred from a unix time on, by whole minutes."""
+        return sum(amount for minute, amount in self._automatic.items() if minute >= int(at // _MINUTE))
 
     def since(self, at: float) -> Money:
         """Sum up from a unix time on, by whole minutes, rather too much than too little."""
@@ -173,6 +188,8 @@ class Budget:
         self._jobs_of: dict[str, set[str]] = {}
         self._held: dict[int, tuple[str, Money, Address | None]] = {}
         self._hold_count = 0
+        self._auto_funding = False
+        self._auto_per_hour: int | None = None
         self._asking = anyio.Lock()
         self._agreed: set[Address] = set()
 
@@ -180,7 +197,7 @@ class Budget:
     def is_set(self) -> bool:
         """Whether there is any limit, so that fees have to be counted."""
         fixed = (self._per_call, self._per_job, self._per_day, self._per_wallet, self._bound)
-        return bool(self._caps or self._batch_caps) or any(limit is not None for limit in fixed)
+        return bool(self._caps or self._batch_caps or self._auto_funding) or any(limit is not None for limit in fixed)
 
     def watch(self, wallet: Address, totals: Totals) -> None:
         """Count a wallet's lane from now on."""
@@ -194,6 +211,20 @@ class Budget:
             self._batch_of[job] = batch
             self._jobs_of.setdefault(batch, set()).add(job)
             self._batch_caps[batch] = batch_cap
+
+    @property
+    def auto_funding(self) -> bool:
+        """Whether transfers that the package makes by itself are allowed."""
+        return self._auto_funding
+
+    def allow_auto_funding(self, allowed: bool, *, per_hour: int | None = None) -> None:
+        """Allow or forbid transfers that the package makes by itself, up to so many neuron within any hour."""
+        self._auto_funding, self._auto_per_hour = allowed, per_hour
+
+    def auto_funded(self) -> int:
+        """Return what automatic funding has transferred, or is about to, within the last hour, over all wallets."""
+        held = sum(money.transferred for key, money, _ in self._held.values() if _is_automatic(key))
+        return held + sum(totals.automatic(self._clock.now() - _HOUR) for totals in self._totals.values())
 
     def gone(self, job: str) -> int:
         """Return what is gone or reserved for a job, over all wallets."""
@@ -241,6 +272,11 @@ class Budget:
             del self._held[number]
 
     def _check(self, key: str, money: Money, wallet: Address | None) -> None:
+        if _is_automatic(key):
+            if not self._auto_funding:
+                raise LimitError("automatic funding is off", hint="Nothing was signed")
+            moved = self.auto_funded() + money.transferred
+            _require("AutoFunding.per_hour", self._auto_per_hour, moved, "automatic funding within the last hour")
         if not self.is_set:
             return
         _require("per_call", self._per_call, sum(money), "this alone")
