@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import threading
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, Final
@@ -165,6 +166,9 @@ async def check_gas_price(chain: Chain, gas_price: int | None, max_gas_price: in
         raise FeeCapError(f"gas costs {price} neuron now, the cap is {min(caps)}", hint="Wait, or raise the cap")
 
 
+_WRITING: Final = threading.Lock()
+
+
 class DatasetBook:
     """Which datasets a wallet has sent to which providers of one chain, and when: one small file."""
 
@@ -204,14 +208,15 @@ class DatasetBook:
     def _write(self, name: str, now: float) -> None:
         if self._path is None:
             return
-        fresh = {k: v for k, v in self._read().items() if isinstance(v, int | float) and now - v < KEPT_SECONDS}
-        try:
-            self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            part = self._path.with_name(f"{self._path.name}.{os.getpid()}.part")
-            part.write_text(json.dumps({**fresh, name: now}), "utf-8")
-            publish(part, self._path)
-        except (OSError, ConfigError) as error:
-            _log.warning("what was uploaded can't be remembered: %s", error)
+        with _WRITING:  # many jobs of a batch have uploaded at once
+            fresh = {k: v for k, v in self._read().items() if isinstance(v, int | float) and now - v < KEPT_SECONDS}
+            try:
+                self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+                part = self._path.with_name(f"{self._path.name}.{os.getpid()}.part")
+                part.write_text(json.dumps({**fresh, name: now}), "utf-8")
+                publish(part, self._path)
+            except (OSError, ConfigError) as error:
+                _log.warning("what was uploaded can't be remembered: %s", error)
 
 
 def _name(wallet: Address, provider: Address, keccak256: str) -> str:

@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import secrets
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -264,7 +265,7 @@ def _pins_json(pins: Mapping[str, Pin]) -> bytes:
 
 def _put(path: Path, data: bytes) -> None:
     """Write a file whole or not at all."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part = path.with_name(f".{path.name}.{secrets.token_hex(8)}.part")  # several jobs may meet one provider
     try:
         make_private_dir(path.parent)
         part.write_bytes(data)
