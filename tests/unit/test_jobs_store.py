@@ -118,10 +118,10 @@ async def test_a_journal_of_somebody_else_is_refused(make, store, stranger):
 
 
 async def test_waiting_ends_with_the_next_append(store):
-    version, woken = store.version, anyio.Event()
+    version, woken = store.version(JOB), anyio.Event()
 
     async def wait():
-        await store.wait_change(version)
+        await store.wait_change(JOB, version)
         woken.set()
 
     async with anyio.create_task_group() as group:
@@ -132,10 +132,28 @@ async def test_waiting_ends_with_the_next_append(store):
     assert woken.is_set()
 
 
+async def test_an_append_wakes_nobody_who_waits_for_another_job_but_a_notice_to_all_does(store):
+    woken: list[str] = []
+
+    async def wait(job):
+        await store.wait_change(job, store.version(job))
+        woken.append(job)
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(wait, JOB)
+        group.start_soon(wait, OTHER)
+        await anyio.wait_all_tasks_blocked()
+        await store.append(OTHER, FIRST)
+        await anyio.wait_all_tasks_blocked()
+        assert woken == [OTHER]
+        store.notify()
+    assert woken == [OTHER, JOB]
+
+
 async def test_an_append_between_looking_and_waiting_is_not_missed(store):
-    version = store.version
+    version = store.version(JOB)
     await store.append(JOB, FIRST)
-    await store.wait_change(version)
+    await store.wait_change(JOB, version)
 
 
 async def test_closing_ends_all_waiting(store):
@@ -143,7 +161,7 @@ async def test_closing_ends_all_waiting(store):
 
         async def wait():
             with pytest.raises(ClosedError):
-                await store.wait_change(store.version)
+                await store.wait_change(JOB, store.version(JOB))
 
         group.start_soon(wait)
         await anyio.wait_all_tasks_blocked()
@@ -381,9 +399,9 @@ async def test_a_journal_of_a_newer_version_is_refused(path):
 
 async def test_a_reader_of_another_process_sees_what_comes(path):
     writer, reader = await opened(path), await opened(path)
-    version = reader.version
+    version = reader.version(JOB)
     await writer.append(JOB, FIRST)
-    await reader.wait_change(version)
+    await reader.wait_change(JOB, version)
     assert len(await reader.read(JOB)) == 1
     await reader.aclose()
     await writer.aclose()

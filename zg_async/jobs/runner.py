@@ -581,6 +581,8 @@ class JobEvents:
         self._after = after
         self._waiting: deque[Event] = deque()
         self._read = 0
+        self._version: int | None = None
+        """Of the store, when it was last read; None: it may have changed since."""
         self._head = JobState()
         self.state = JobState()
         """The job as of the last event that was handed out."""
@@ -608,12 +610,15 @@ class JobEvents:
             if self._head.status.is_terminal:
                 raise StopAsyncIteration
             self._runner._require_open()
-            version = store.version
-            if new := await store.read(self._job_id, self._read):
-                self._read = new[-1].seq
+            version = store.version(self._job_id)
+            if version != self._version:
+                new = await store.read(self._job_id, self._read)
+                self._version = version
+                self._read = new[-1].seq if new else self._read
                 self._head = fold(new, self._head)
                 self._waiting.extend(new)
             elif (stopped := self._runner._stopped.get(self._job_id)) is not None:
                 raise stopped
             else:
-                await store.wait_change(version)
+                await store.wait_change(self._job_id, version)
+                self._version = None

@@ -313,7 +313,7 @@ class SqliteStore:
             async with self._commit:
                 if entry.done is None and entry.error is None and not entry.exists:
                     await anyio.to_thread.run_sync(self._flush)
-            self._news.notify()
+            self._news.notify([entry.job_id])
         if entry.error is not None:
             raise JournalError(entry.error, hint="Nothing that wasn't recorded was done; mend it and resume the jobs")
         return entry.done
@@ -389,15 +389,14 @@ class SqliteStore:
 
         return await self._in_thread(look)
 
-    @property
-    def version(self) -> int:
-        """Grows with each append of this process."""
-        return self._news.version
+    def version(self, job_id: JobId) -> int:
+        """Grows with each append to a job by this process."""
+        return self._news.version(job_id)
 
-    async def wait_change(self, version: int) -> None:
+    async def wait_change(self, job_id: JobId, version: int) -> None:
         """Wait until there may be something new; a reader of another process's journal looks again now and then."""
         if self.is_writer or self._news.closed:
-            await self._news.wait(version)
+            await self._news.wait(job_id, version)
         else:
             self._require()
             await self._clock.sleep(_POLL_SECONDS)

@@ -8,6 +8,7 @@ that lost or changed rows says so when it is opened and takes no writes until it
 
 import dataclasses
 import socket
+from collections.abc import Iterable
 from os import getpid
 from typing import Protocol
 
@@ -80,13 +81,12 @@ class Store(Protocol):
         """Return all jobs, oldest first."""
         ...
 
-    @property
-    def version(self) -> int:
-        """Read it before reading events, and wait for the next one with `wait_change`."""
+    def version(self, job_id: JobId) -> int:
+        """Read it before reading a job's events, and wait for the next one with `wait_change`."""
         ...
 
-    async def wait_change(self, version: int) -> None:
-        """Wait until there may be something newer than `version` to read.
+    async def wait_change(self, job_id: JobId, version: int) -> None:
+        """Wait until there may be something newer of a job than `version` to read.
 
         Raises:
             ClosedError: The store was closed.
@@ -118,25 +118,36 @@ class News:
 
     def __init__(self) -> None:
         """Begin open."""
-        self._event = anyio.Event()
-        self.version = 0
+        self._common = 0
+        self._versions: dict[JobId, int] = {}
+        """Of the jobs that anybody ever followed: the others need none."""
+        self._waiting: dict[JobId, anyio.Event] = {}
         self.closed = False
 
-    def notify(self) -> None:
-        """Wake all who wait."""
-        self.version += 1
-        self._event.set()
-        self._event = anyio.Event()
+    def version(self, job_id: JobId) -> int:
+        """Return a number that grows with each notification about a job, from now on."""
+        return self._common + self._versions.setdefault(job_id, 0)
+
+    def notify(self, job_ids: Iterable[JobId] | None = None) -> None:
+        """Wake those who wait for news of some jobs; None: all. A batch has as many readers as jobs."""
+        if job_ids is None:
+            self._common += 1
+            job_ids = tuple(self._waiting)
+        for job_id in job_ids:
+            if job_id in self._versions:
+                self._versions[job_id] += 1
+            if (event := self._waiting.pop(job_id, None)) is not None:
+                event.set()
 
     def close(self) -> None:
         """Wake all, for good."""
         self.closed = True
         self.notify()
 
-    async def wait(self, version: int) -> None:
-        """Wait for a notification after `version`."""
-        if not self.closed and version == self.version:
-            await self._event.wait()
+    async def wait(self, job_id: JobId, version: int) -> None:
+        """Wait for a notification about a job after `version`."""
+        if not self.closed and version == self.version(job_id):
+            await self._waiting.setdefault(job_id, anyio.Event()).wait()
         if self.closed:
             raise ClosedError("the journal is closed", hint="Enter a JobRunner again and attach to the job by its id")
 
@@ -221,7 +232,7 @@ class MemoryStore:
         seq = sum(row.job_id == job_id for row in self._journal.rows)
         numbered = tuple(dataclasses.replace(e, seq=seq + n, job_id=job_id) for n, e in enumerate(events, 1))
         self._journal.rows.extend(numbered)
-        self._news.notify()
+        self._news.notify([job_id])
         return numbered
 
     async def read(self, job_id: JobId, after: int = 0) -> tuple[Event, ...]:
@@ -232,14 +243,13 @@ class MemoryStore:
         """Return all jobs."""
         return tuple(dict.fromkeys(row.job_id for row in self._journal.rows))
 
-    @property
-    def version(self) -> int:
-        """Grows with each append through this store."""
-        return self._news.version
+    def version(self, job_id: JobId) -> int:
+        """Grows with each append to a job through this store."""
+        return self._news.version(job_id)
 
-    async def wait_change(self, version: int) -> None:
-        """Wait for an append through this store after `version`."""
-        await self._news.wait(version)
+    async def wait_change(self, job_id: JobId, version: int) -> None:
+        """Wait for an append to a job through this store after `version`."""
+        await self._news.wait(job_id, version)
 
     def notify(self) -> None:
         """Wake everybody in `wait_change`."""
