@@ -19,6 +19,7 @@ _HOMES = {
         "AccountNotFoundError",
         "AdapterError",
         "AttestationError",
+        "BadKeyError",
         "ChainError",
         "ChainUnavailableError",
         "ClosedError",
@@ -66,6 +67,7 @@ _HOMES = {
         "TransactionReplacedError",
         "TransactionTimeoutError",
         "UnfinishedTaskError",
+        "UnknownNetworkError",
         "UnsafeArchiveError",
         "VerificationError",
         "WrongChainError",
@@ -185,6 +187,7 @@ if TYPE_CHECKING:
     from zg_async.errors import AccountNotFoundError as AccountNotFoundError
     from zg_async.errors import AdapterError as AdapterError
     from zg_async.errors import AttestationError as AttestationError
+    from zg_async.errors import BadKeyError as BadKeyError
     from zg_async.errors import ChainError as ChainError
     from zg_async.errors import ChainUnavailableError as ChainUnavailableError
     from zg_async.errors import ClosedError as ClosedError
@@ -232,6 +235,7 @@ if TYPE_CHECKING:
     from zg_async.errors import TransactionReplacedError as TransactionReplacedError
     from zg_async.errors import TransactionTimeoutError as TransactionTimeoutError
     from zg_async.errors import UnfinishedTaskError as UnfinishedTaskError
+    from zg_async.errors import UnknownNetworkError as UnknownNetworkError
     from zg_async.errors import UnsafeArchiveError as UnsafeArchiveError
     from zg_async.errors import VerificationError as VerificationError
     from zg_async.errors import WrongChainError as WrongChainError

@@ -1,8 +1,10 @@
 """The error tree. Inner nodes are what a caller would want to catch; `*` marks those where a retry helps.
 
 ZgError                                  .code .retryable .hint .retry_after .context
-  ConfigError                            wrong key, unknown network, missing file
-    DatasetError                         .rows   a dataset the provider would refuse or spoil
+  ConfigError                            something given can't be used: a file, an address, a setting
+    BadKeyError                          no private key
+    UnknownNetworkError                  no network of this name
+    DatasetError                         .rows .reasons   a dataset the provider would refuse or spoil
     TrainingParamsError                  .parameter
   ClosedError                            used after close
   ChainError
@@ -103,15 +105,30 @@ class ConfigError(ZgError):
     code = "config"
 
 
+class BadKeyError(ConfigError):
+    """What was given as a private key is none. The message never repeats it."""
+
+    code = "bad_key"
+
+
+class UnknownNetworkError(ConfigError):
+    """No network has this name."""
+
+    code = "unknown_network"
+
+
 class DatasetError(ConfigError):
     """The dataset would be refused or spoiled by the provider."""
 
     code = "dataset"
 
-    def __init__(self, message: str, *, rows: Sequence[int] = (), hint: str | None = None) -> None:
-        """Make an error; `rows` are line numbers from 1."""
+    def __init__(
+        self, message: str, *, rows: Sequence[int] = (), reasons: Sequence[str] = (), hint: str | None = None
+    ) -> None:
+        """Make an error; `rows` are line numbers from 1, `reasons` codes of a `DatasetReport` in their order."""
         super().__init__(message, hint=hint)
         self.rows = tuple(rows)
+        self.reasons = tuple(reasons)
 
 
 class TrainingParamsError(ConfigError):

@@ -8,7 +8,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Final
 
-from zg_async.errors import ConfigError
+from zg_async.errors import UnknownNetworkError
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,14 +102,14 @@ def get_network(name: str | Network) -> Network:
         Its record.
 
     Raises:
-        ConfigError: The name is not known. There is no default network.
+        UnknownNetworkError: The name is not known. There is no default network.
     """
     if isinstance(name, Network):
         return name
     network = NETWORKS.get(str(name).replace("_", "-"))
     if network is None:
         known = ", ".join(sorted(NETWORKS))
-        raise ConfigError(
+        raise UnknownNetworkError(
             f"unknown network {str(name)[:40]!r}", hint=f"Known are {known}; for another chain pass a Network record"
         )
     return network

@@ -31,6 +31,8 @@ JOB = {"model": "m", "dataset": "d.jsonl", "training_params": PARAMS, "output_di
 TREE = """
 ZgError error - Exception
 ConfigError config - ZgError
+BadKeyError bad_key - ConfigError
+UnknownNetworkError unknown_network - ConfigError
 DatasetError dataset - ConfigError
 TrainingParamsError training_params - ConfigError
 ClosedError closed - ZgError

@@ -128,6 +128,7 @@ def _refused(path: Path, issues: Sequence[RowIssue], report: DatasetReport) -> D
     return DatasetError(
         f"{shown(path)} can't be used: {told}" + (f"; and {more:,} more" if more else ""),
         rows=[i.row for i in issues if i.row],
+        reasons=[i.code for i in firsts],
         hint=next((_NEXT[i.code] for i in firsts if i.code in _NEXT), _REPAIR),
     )
 

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, NoReturn, Protocol, TypeVar, runtime_checkable
 
-from zg_async.errors import ClosedError, ConfigError, RefusedToSignError
+from zg_async.errors import BadKeyError, ClosedError, ConfigError, RefusedToSignError
 from zg_async.text import hidden
 from zg_async.transport.guard import Guard
 from zg_async.transport.keystore import encode_keystore, read_keystore
@@ -147,14 +147,14 @@ class LocalSigner:
             guard: What it may sign; None: no transaction at all until `arm`.
 
         Raises:
-            ConfigError: Not a private key.
+            BadKeyError: Not a private key.
         """
         lend, wipe = _seal(key)
         try:
             self._address: Address = lend(lambda k: recover_address(_PROBE, sign_digest(k, _PROBE)))
         except ValueError:
             wipe()
-            raise ConfigError("the private key is out of range", hint="Make a new one with your wallet") from None
+            raise BadKeyError("the private key is out of range", hint="Make a new one with your wallet") from None
         self._lend: Callable[[Callable[[bytes], Any]], Any] = lend
         self._wipe = wipe
         self._guard = GuardSlot(guard)
@@ -168,7 +168,7 @@ class LocalSigner:
             guard: What it may sign; None: no transaction until `arm`.
 
         Raises:
-            ConfigError: It is no private key. The message never repeats it.
+            BadKeyError: It is no private key. The message never repeats it.
         """
         key = hidden(key)
         return cls(_parse_key(key), guard=guard)
@@ -280,10 +280,10 @@ class LocalSigner:
 def _parse_key(key: str | bytes) -> bytearray:
     if isinstance(key, bytes | bytearray):
         if len(key) != 32:
-            raise ConfigError(f"a private key has 32 bytes, not {len(key)}")
+            raise BadKeyError(f"a private key has 32 bytes, not {len(key)}", hint="Pass 32 bytes, or 64 hex digits")
         return bytearray(key)
     if not isinstance(key, str):
-        raise ConfigError(
+        raise BadKeyError(
             f"a private key is a hex string or bytes, not {type(key).__name__}", hint="Write it in quotes"
         )
     digits = hidden(key.strip())
@@ -293,7 +293,7 @@ def _parse_key(key: str | bytes) -> bytearray:
         with contextlib.suppress(ValueError):
             found = bytearray.fromhex(digits)
     if found is None:
-        raise ConfigError("the private key can't be read", hint=_key_hint(digits))
+        raise BadKeyError("the private key can't be read", hint=_key_hint(digits))
     return found
 
 
