@@ -86,6 +86,7 @@ _HOMES = {
     "zg_async.managers.adapter_files": ("AdapterFolder", "describe_adapter"),
     "zg_async.managers.chat": ("ChatStream", "OpenAiConfig"),
     "zg_async.managers.dataset_sources": ("ProvidedDataset",),
+    "zg_async.managers.costs": ("Cost", "CostReport", "SettledTask"),
     "zg_async.managers.choosing": ("ProviderChoice", "ProviderProbe"),
     "zg_async.managers.deliverables": ("Acknowledgement", "DeliveredModel"),
     "zg_async.managers.fine_tuning": ("TaskPreflight",),
@@ -264,6 +265,9 @@ if TYPE_CHECKING:
     from zg_async.managers.chat import OpenAiConfig as OpenAiConfig
     from zg_async.managers.choosing import ProviderChoice as ProviderChoice
     from zg_async.managers.choosing import ProviderProbe as ProviderProbe
+    from zg_async.managers.costs import Cost as Cost
+    from zg_async.managers.costs import CostReport as CostReport
+    from zg_async.managers.costs import SettledTask as SettledTask
     from zg_async.managers.dataset_sources import ProvidedDataset as ProvidedDataset
     from zg_async.managers.deliverables import Acknowledgement as Acknowledgement
     from zg_async.managers.deliverables import DeliveredModel as DeliveredModel

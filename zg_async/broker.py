@@ -12,6 +12,7 @@ import anyio
 from zg_async.clock import Clock, SystemClock
 from zg_async.errors import ClosedError, ConfigError, WrongChainError
 from zg_async.managers.context import Context
+from zg_async.managers.costs import CostReport, cost_report
 from zg_async.managers.fine_tuning import FineTuningManager
 from zg_async.managers.inference import InferenceManager
 from zg_async.managers.inference_services import InferencePolicy
@@ -227,6 +228,25 @@ class Broker:
     def wallets(self) -> tuple[Address, ...]:
         """All its wallets, in the order given."""
         return tuple(self._shared.signers)
+
+    async def cost_report(self, *, first_block: int | None = None, last_block: int | None = None) -> CostReport:
+        """Add up what the wallet has paid: fees, penalties, gas, storage and inference.
+
+        The total is what wallet and ledger together have lost in these blocks, if only this user's programs send with
+        the key and nobody sends to the wallet.
+
+        Args:
+            first_block: Where to begin; None: with the first transaction that the outbox knows.
+            last_block: Where to end, included; None: the newest block.
+
+        Returns:
+            The sums, the tasks that were settled, and what each job's transactions took.
+
+        Raises:
+            ConfigError: The broker is read-only.
+            ChainUnavailableError: The RPC endpoint didn't answer (retryable).
+        """
+        return await cost_report(self._context, first_block=first_block, last_block=last_block)
 
     def using(self, wallet: str) -> "Broker":
         """Return the view of one of its wallets. It needs no closing.

@@ -41,6 +41,7 @@ from zg_async.jobs.store import Owner, Store
 from zg_async.jobs.wallet_pool import WalletPool
 from zg_async.jobs.work import Work
 from zg_async.logs import get_logger
+from zg_async.managers.costs import Cost, fees_of
 from zg_async.managers.dataset import require_usable
 from zg_async.managers.tokens import count_tokens
 from zg_async.wire.hashing import parse_address
@@ -516,6 +517,16 @@ class JobHandle:
         """Return all that is known of the job now."""
         self._runner._require_open()
         return fold(await self._runner._store.read(self.id))
+
+    async def cost_report(self) -> Cost:
+        """Add up what the job has paid so far, whatever became of it: by the chain's events and its receipts."""
+        state = await self.state()
+        if state.wallet is None:
+            return Cost()
+        report = await self._runner._broker.using(state.wallet).cost_report()
+        tasks = (t for t in report.tasks if (t.provider, t.task_id) == (state.provider, state.task_id))
+        sent, fees = report.jobs.get(self.id, Cost()), fees_of(tasks)
+        return dataclasses.replace(fees, gas=sent.gas, storage=sent.storage)
 
     async def status(self) -> JobStatus:
         """Return where the job stands."""

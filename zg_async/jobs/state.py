@@ -85,6 +85,11 @@ class JobResult:
     transactions: tuple[TxHash, ...]
     """All the job sent, in order."""
 
+    @property
+    def cost(self) -> int:
+        """What it cost in neuron: fee and gas. `JobHandle.cost_report` also knows penalties and storage."""
+        return self.fee + self.gas
+
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class JobState:

@@ -103,6 +103,11 @@ class LaneBook:
         """Return what isn't final yet, by nonce."""
         return sorted((self._rows[place] for place in self._unsettled), key=lambda r: r.account_nonce)
 
+    def mined_rows(self) -> tuple[Row, ...]:
+        """Return what is in a block, reverted or not, by nonce."""
+        rows = (row for row in self._rows.values() if row.inclusion is not None)
+        return tuple(sorted(rows, key=lambda row: row.account_nonce))
+
     def spent(self, since: float = 0.0) -> tuple[int, int]:
         """Sum up what was signed after `since` (unix seconds): neuron with and without value, open rows in full."""
         rows = [row for row in self._rows.values() if row.at >= since]

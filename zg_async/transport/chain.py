@@ -447,6 +447,11 @@ class Chain:
         lane = await self._lane(wallet)
         return lane.book.spent(since)
 
+    async def mined_rows(self, wallet: str) -> tuple[Row, ...]:
+        """Return what this user's programs have sent from a wallet and is in a block, by nonce."""
+        lane = await self._lane(wallet)
+        return (await self._outbox.refresh(lane.id)).mined_rows()
+
     async def charge(self, key: str, amount: int, *, wallet: str, settled: bool = False) -> None:
         """Count what a task may cost, or has cost, at a provider, durably, with all else that is spent.
 
