@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Self
 
 import anyio
 from cyclopts import Parameter
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from zg_async.broker import Broker
     from zg_async.managers.task_changes import TaskChange
+    from zg_async.wire.records import Task
 
 State = Literal[
     "Init",
@@ -43,6 +44,8 @@ State = Literal[
     "Completed",
 ]
 """A task's states, and the words earlier documents have for some."""
+_LOG_SECONDS: Final = 5.0
+"""How long the end of a watch waits for the rest of the log."""
 
 
 async def watch(
@@ -177,21 +180,27 @@ def leaving(again: str, what: str) -> Iterator[None]:
 
 
 async def _watch(broker: "Broker", screen: "TaskScreen", provider: str, task_id: str, cursor: str | None) -> None:
+    with contextlib.suppress(ProviderError):  # who has lost the task may still have delivered it
+        screen.known(await broker.fine_tuning.get_task(provider, task_id))
+    read = anyio.Event()
     async with anyio.create_task_group() as group:
-        group.start_soon(_read_log, broker, screen, provider, task_id)
+        group.start_soon(_read_log, broker, screen, provider, task_id, read)
         async with broker.fine_tuning.watch_task(provider, task_id, cursor=cursor) as changes:
             async for change in changes:
                 screen.change(change)
+        with anyio.move_on_after(_LOG_SECONDS):
+            await read.wait()
         group.cancel_scope.cancel()
 
 
-async def _read_log(broker: "Broker", screen: "TaskScreen", provider: str, task_id: str) -> None:
+async def _read_log(broker: "Broker", screen: "TaskScreen", provider: str, task_id: str, read: anyio.Event) -> None:
     """Feed the screen with losses; a log that can't be read any more ends only this."""
     parser = LogParser()
     with contextlib.suppress(ProviderError):
         async with broker.fine_tuning.follow_log(provider, task_id) as pieces:
             async for piece in pieces:
                 screen.metrics([e.metric for e in parser.feed(piece.text) if e.metric is not None])
+    read.set()
 
 
 class TaskScreen:
@@ -225,6 +234,11 @@ class TaskScreen:
     ) -> None:
         if self._live is not None:
             self._live.stop()
+
+    def known(self, task: "Task") -> None:
+        """Take over what the provider says at the beginning."""
+        self._fee = task.fee
+        self._began = task.created_at
 
     def change(self, change: "TaskChange") -> None:
         """Show a change."""
@@ -297,7 +311,7 @@ class TaskScreen:
             rows["deadline"] = f"acknowledge within {duration_text(left)}"
         if self._metrics:
             rows["loss"] = self._losses().removeprefix("loss ")
-        rows["watching"] = f"{duration_text((now - self._began).total_seconds())}; Ctrl-C leaves it running"
+        rows["age"] = f"{duration_text(max((now - self._began).total_seconds(), 0))}; Ctrl-C leaves it running"
         grid = Table.grid(padding=(0, 2))
         for name, value in rows.items():
             grid.add_row(Text(name, "bold"), Text(value))
