@@ -1,8 +1,10 @@
 """A matrix of jobs: stable ids, each once, none stops another, and the results in three forms."""
 
 import csv
+import gc
 import json
 import tracemalloc
+from collections import Counter
 
 import anyio
 import pytest
@@ -12,6 +14,7 @@ from zg_async.errors import ConfigError, JournalError
 from zg_async.jobs import batch as batches
 from zg_async.jobs.batch import Batch, BatchRow, expand, read_batch
 from zg_async.jobs.runner import JobRunner
+from zg_async.jobs.sqlite import SqliteStore
 from zg_async.jobs.store import Journal, MemoryStore
 
 OTHER = {**PARAMS, "num_train_epochs": 2}
@@ -162,3 +165,27 @@ async def test_ten_thousand_queued_specs_take_no_more_memory_than_a_hundred(matr
     small = await peak(100)
     large = await peak(10_000)
     assert large - small < 20 * 2**20
+
+
+@pytest.mark.goal("BAT-07", part="ended jobs leave their row of the result and nothing else")
+async def test_an_ended_job_leaves_its_row_of_the_result_in_memory_and_nothing_else(world, matrix, caplog):
+    caplog.set_level("CRITICAL", logger="zg_async")  # pytest keeps what is logged
+
+    def held():
+        """How many objects of ours are held, but for the scripted world, which stands for other machines."""
+        for theirs in (world.outbox, world.tasks, world.deliverables, world.datasets, world.charges, world.adapters):
+            theirs.clear()
+        gc.collect()
+        return Counter(type(o).__name__ for o in gc.get_objects() if str(type(o).__module__).startswith("zg_async"))
+
+    async def run(runner, count, name):
+        jobs = matrix(name=name, models=[f"m{n}" for n in range(count)], params=[PARAMS])
+        return await runner.run_batch(jobs, at_once=2)
+
+    async with JobRunner(Process(world).broker, SqliteStore(world.folder / "jobs.sqlite")) as runner:
+        await run(runner, 3, "warm")
+        before = held()
+        done = await run(runner, 12, "more")
+        assert done.is_whole
+        grown = held() - before
+    assert grown == {"BatchRow": 12, "BatchResult": 1}
