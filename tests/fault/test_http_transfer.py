@@ -317,6 +317,7 @@ async def test_an_unannounced_file_over_the_limit_is_refused(clock, part):
     assert part.stat().st_size <= 5 * MIB
 
 
+@pytest.mark.goal("DUR-08", part="free disk is checked before a download")
 async def test_a_disk_too_small_is_said_before_the_download(clock, content, part, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda path: _Usage(MIB))
     async with serving(Provider(content)) as base, client(clock) as http:

@@ -81,6 +81,7 @@ async def test_a_journal_of_a_newer_release_is_refused_with_instructions(store, 
 # ---- upkeep
 
 
+@pytest.mark.goal("DUR-08", part="size and place")
 async def test_a_journal_says_where_it_is_and_how_large(store, tmp_path):
     await store.append("job-1", e.CancelRequested(), e.CancelRequested())
     await store.append("job-2", e.CancelRequested())

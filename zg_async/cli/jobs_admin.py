@@ -110,24 +110,28 @@ async def cancel(job_id: str, *, where: Paying = PAYING) -> int:
 
 @app.command
 async def prune(*, where: Where = HERE) -> None:
-    """Forget ended jobs for good; their adapters stay. Without --yes it only says which.
+    """Forget ended jobs for good, with their partial downloads; adapters stay. Without --yes it only says which.
 
     Args:
         where: Network and wallet.
     """
+    from zg_async.jobs.upkeep import prune_jobs
+
     async with _journal(where) as (store, _):
-        ended = [state.job_id for state in await _states(store) if state.status.is_terminal]
-        removed = await store.prune(*ended) if where.yes and ended else 0
+        pruned = await prune_jobs(store, dry_run=not where.yes)
         info = await store.info()
+    ended, removed = list(pruned.jobs), pruned.rows if where.yes else 0
     value = {
         "ended": ended,
         "rows_removed": removed,
+        "leftovers": pruned.leftovers,
         "pruned": where.yes,
         "path": str(info.path),
         "jobs": info.jobs,
         "size": info.size,
     }
-    last = f"{removed} rows removed" if where.yes else "nothing was removed, give --yes"
+    last = f"{removed} rows and {pruned.leftovers} bytes of partial downloads "
+    last += "removed" if where.yes else "would go; nothing was removed, give --yes"
     emit(where, "pruned_jobs", value, lambda: [*ended, f"{info.path}: {info.jobs} jobs, {info.size} bytes; {last}"])
 
 

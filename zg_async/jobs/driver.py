@@ -40,7 +40,7 @@ from zg_async.jobs.limits import next_limit
 from zg_async.jobs.policies import MAX_ATTEMPTS, Approval, Approve, is_approved, policy_of
 from zg_async.jobs.scheduler import Scheduler
 from zg_async.jobs.stages import next_stage
-from zg_async.jobs.state import JobState, apply, fold
+from zg_async.jobs.state import JobState, JobStatus, apply, fold
 from zg_async.jobs.store import Store
 from zg_async.jobs.training import charge, was_refused
 from zg_async.jobs.window import window_of
@@ -168,6 +168,8 @@ class Driver:
                 await self._succeed()
             else:
                 await self._step(stage)
+        if self.state.status is JobStatus.CANCELLED:
+            await clean_up(self.work)
 
     async def _step(self, stage: Stage) -> None:
         """Run one stage once; what goes wrong becomes an event."""

@@ -9,6 +9,7 @@ import hashlib
 import signal
 import uuid
 from collections import deque
+from collections.abc import Iterable
 from types import TracebackType
 from typing import TYPE_CHECKING, Final
 
@@ -28,7 +29,7 @@ from zg_async.errors import (
 )
 from zg_async.jobs.batch import AT_ONCE, Batch, BatchResult, run_batch
 from zg_async.jobs.driver import Driver, now
-from zg_async.jobs.events import DatasetChecked, Event, JobResumed, JobSubmitted
+from zg_async.jobs.events import DatasetChecked, Event, JobResumed, JobSubmitted, JobWarned
 from zg_async.jobs.guardian import Guardian
 from zg_async.jobs.plan import JobPlan, make_plan
 from zg_async.jobs.policies import Approve
@@ -38,6 +39,7 @@ from zg_async.jobs.spec import JobSpec, check_output, is_same, make_output, norm
 from zg_async.jobs.sqlite import SqliteStore
 from zg_async.jobs.state import JobResult, JobState, JobStatus, apply, fold
 from zg_async.jobs.store import Owner, Store
+from zg_async.jobs.upkeep import is_dead, remove_leftovers
 from zg_async.jobs.wallet_pool import WalletPool
 from zg_async.jobs.work import Work
 from zg_async.logs import get_logger
@@ -82,6 +84,7 @@ class JobRunner:
         self._stopped: dict[JobId, ZgError] = {}
         self._failures: dict[JobId, BaseException] = {}
         self._is_open = False
+        self._has_history = False
 
     async def __aenter__(self) -> "JobRunner":
         """Open the journal and go on with every unfinished job in it."""
@@ -351,16 +354,24 @@ class JobRunner:
         known = await self.list_jobs()
         for state in known:
             self._cap(state)
-            for provider in state.excluded:
-                self._scheduler.record(provider, succeeded=False)
-            if state.status is JobStatus.SUCCEEDED and state.provider is not None:
-                self._scheduler.record(state.provider, succeeded=True)
+        if not self._has_history:
+            self._has_history = True
+            self._remember(known)
+            await remove_leftovers(state for state in known if is_dead(state))  # a process may have died before it did
         states = [state for state in known if not state.status.is_terminal]
         for state in sorted(states, key=lambda s: not s.has_open_task):  # who has a task, has the turn
             self._start(state)
         if self._guards:
             self._guards = False  # one is enough
             self._background.start(self._guardian.run(), name="zg guardian")
+
+    def _remember(self, known: Iterable[JobState]) -> None:
+        """Take past outcomes out of the journal."""
+        for state in known:
+            for provider in state.excluded:
+                self._scheduler.record(provider, succeeded=False)
+            if state.status is JobStatus.SUCCEEDED and state.provider is not None:
+                self._scheduler.record(state.provider, succeeded=True)
 
     def _start(self, state: JobState) -> None:
         if state.status.is_terminal or state.job_id in self._drivers or not self._is_open:
@@ -428,11 +439,21 @@ class JobRunner:
                     _log.error("the journal's lease can't be renewed: %s", error)
                     continue
                 if is_ours:
-                    _log.warning("the journal is ours now; going on with its jobs")
+                    _log.warning("the journal can be written; going on with its jobs")
+                    await self._tell_paused()
                     await self._start_all()
                 else:
                     _log.error("another process has taken the journal over")
                     await self._let_go()
+
+    async def _tell_paused(self) -> None:
+        """Put on record that jobs stood still because nothing could be recorded."""
+        for job_id, error in tuple(self._stopped.items()):
+            message = f"it stood still, because nothing could be recorded: {error.message}"
+            try:
+                await self._store.append(job_id, JobWarned(code="paused", message=message, at=now(self._clock)))
+            except JournalError as still:
+                _log.error("job %s still can't be recorded: %s", job_id, still)
 
     async def _let_go(self) -> None:
         for driver in tuple(self._drivers.values()):

@@ -233,10 +233,12 @@ class SqliteStore:
         """Renew the lease while this process writes, or wait until it may; return which of both changed."""
         while True:
             await self._clock.sleep(BEAT_SECONDS)
-            was_writer = self._writes
+            was_writer, was_broken = self._writes, self._broken is not None
             await self._in_thread(self._renew if was_writer else self._try_again)
             if self._writes != was_writer:
                 return self._writes
+            if was_broken and self._broken is None:
+                return True
 
     def _take(self) -> None:
         """Become the writer if nobody is, or if the writer's lease expired."""
@@ -260,7 +262,29 @@ class SqliteStore:
             self._broken = self._broken or "another process has taken the journal over"
             self._writes = False
             return
-        self._write_lease()
+        try:
+            self._write_lease()
+        except OSError as error:  # the disk is full: the journal can't be written either
+            self._broken = self._broken or f"the journal {self.path} can't be written: {error}"
+            return
+        if self._broken is not None:
+            self._mend()
+
+    def _mend(self) -> None:
+        """See whether the journal can be written again (the disk was full, or away); then go on from what it holds."""
+        try:
+            with _transaction(self._require()) as db:
+                db.execute("create table trial (text)")
+                db.execute("insert into trial values (?)", ("x" * 65_536,))
+                db.execute("drop table trial")
+            self._height, self._hash, self._last = 0, _GENESIS_HASH, {}
+            self._check()
+            if self.damage is None:
+                self._write_head()
+        except (sqlite3.Error, OSError) as error:
+            self._broken = f"the journal {self.path} can't be written: {error}"
+            return
+        self._broken = None
 
     def _write_lease(self) -> None:
         temporary = self._lease_path.with_name(self._lease_path.name + ".new")
