@@ -388,10 +388,17 @@ class ReadsLate(MemoryStore):
 async def test_after_a_restart_the_job_that_asked_for_a_task_goes_first_whoever_is_faster(world, journal):
     process = Process(world, lambda process, _, name: process.die() if name == "before post task" else None)
     specs = [world.spec(key=f"k{n}", output_dir=world.folder / str(n), provider=PROVIDERS[0]) for n in range(2)]
-    async with JobRunner(process.broker, MemoryStore(journal)) as run:
+    submitted = anyio.Event()
+
+    async def approve(_):
+        await submitted.wait()
+        return True
+
+    async with JobRunner(process.broker, MemoryStore(journal), approve=approve) as run:
+        handles = [await run.submit(spec) for spec in specs]
         with anyio.CancelScope() as scope:
             process.on_crash = scope.cancel
-            handles = [await run.submit(spec) for spec in specs]
+            submitted.set()
             await anyio.sleep_forever()
     asked = [row.job_id for row in journal.rows if row.kind == "task_requested"]
     store = ReadsLate(journal)
