@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 _HOMES = {
     "zg_async.broker": ("Broker", "create_broker"),
     "zg_async.clock": ("Clock", "SystemClock"),
+    "zg_async.showing": ("Records", "to_frame", "to_rows"),
     "zg_async.errors": (
         "AccountNotFoundError",
         "AdapterError",
@@ -312,6 +313,9 @@ if TYPE_CHECKING:
     from zg_async.networks import NETWORKS as NETWORKS
     from zg_async.networks import Network as Network
     from zg_async.networks import get_network as get_network
+    from zg_async.showing import Records as Records
+    from zg_async.showing import to_frame as to_frame
+    from zg_async.showing import to_rows as to_rows
     from zg_async.transport.audit import AuditedSignature as AuditedSignature
     from zg_async.transport.audit import AuditedTransaction as AuditedTransaction
     from zg_async.transport.audit import AuditTrail as AuditTrail

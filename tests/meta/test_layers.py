@@ -9,7 +9,19 @@ import pytest
 PACKAGE = pathlib.Path(__file__).parents[2] / "zg_async"
 
 LAYERS = [
-    ["errors", "units", "clock", "background", "text", "paths", "networks", "correlation", "logs", "tracing"],
+    [
+        "errors",
+        "units",
+        "clock",
+        "background",
+        "text",
+        "paths",
+        "networks",
+        "correlation",
+        "logs",
+        "tracing",
+        "showing",
+    ],
     ["wire"],
     ["transport"],
     ["managers"],

@@ -17,6 +17,7 @@ from zg_async.errors import ConfigError, JournalError, ZgError
 from zg_async.jobs.spec import JobSpec
 from zg_async.jobs.state import JobState, JobStatus
 from zg_async.managers.training_params import read_training_params
+from zg_async.showing import records_html
 from zg_async.units import Amount, format_amount
 from zg_async.wire.task_log import parse_log
 
@@ -161,6 +162,9 @@ class BatchResult:
     """How a batch ended, one row per job, in the matrix's order."""
 
     rows: tuple[BatchRow, ...]
+
+    def _repr_html_(self) -> str:
+        return records_html(self.rows)
 
     @property
     def cost(self) -> int:

@@ -29,6 +29,7 @@ from zg_async.jobs.events import (
 from zg_async.jobs.spec import JobSpec
 from zg_async.jobs.work import Work, known, lost_task, terms_of
 from zg_async.managers.ledger import GAS_ACKNOWLEDGE, GAS_DEPOSIT, GAS_TRANSFER
+from zg_async.showing import Records
 from zg_async.units import NEURON_PER_0G, format_amount
 from zg_async.wire.provider_api import estimate_fee
 from zg_async.wire.records import (
@@ -52,7 +53,7 @@ async def choose_provider(work: Work) -> AsyncGenerator[Event, None]:
     chosen = work.spec.provider or work.state.provider
     services = await work.broker.fine_tuning.list_service(include_unacknowledged=chosen is not None)
     if chosen is not None:
-        services = tuple(s for s in services if s.provider == chosen)
+        services = Records(s for s in services if s.provider == chosen)
         if not services:
             raise ConfigError(f"{chosen} is no fine-tuning provider", hint="list_service() shows the registered ones")
         (await work.broker.ledger.get_account_room("fine-tuning")).require(Address(chosen))

@@ -9,9 +9,9 @@ import hashlib
 import signal
 import uuid
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable
 from types import TracebackType
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import anyio
 import anyio.to_thread
@@ -31,6 +31,7 @@ from zg_async.jobs.batch import AT_ONCE, Batch, BatchResult, run_batch
 from zg_async.jobs.driver import Driver, now
 from zg_async.jobs.events import DatasetChecked, Event, JobResumed, JobSubmitted, JobWarned
 from zg_async.jobs.guardian import Guardian
+from zg_async.jobs.live import follow, notebook_display, state_html
 from zg_async.jobs.plan import JobPlan, make_plan
 from zg_async.jobs.policies import Approve
 from zg_async.jobs.preparing import first_key
@@ -518,10 +519,19 @@ class JobHandle:
     def __init__(self, runner: JobRunner, job_id: JobId) -> None:
         """Wrap a job of a runner's journal."""
         self._runner = runner
+        self._seen: JobState | None = None
         self.id = job_id
 
     def __repr__(self) -> str:
         return f"<JobHandle {self.id}>"
+
+    def __await__(self) -> Generator[Any, None, JobResult]:
+        """Wait for the result, as `result` does; in a notebook with a table and a loss curve meanwhile."""
+        place = notebook_display()
+        return (self.result() if place is None else follow(self, place())).__await__()
+
+    def _repr_html_(self) -> str:
+        return state_html(JobState(job_id=self.id) if self._seen is None else self._seen)
 
     def events(self, after: int = 0) -> "JobEvents":
         """Read the job's events, those to come included, until it has ended.
@@ -537,7 +547,8 @@ class JobHandle:
     async def state(self) -> JobState:
         """Return all that is known of the job now."""
         self._runner._require_open()
-        return fold(await self._runner._store.read(self.id))
+        self._seen = fold(await self._runner._store.read(self.id))
+        return self._seen
 
     async def cost_report(self) -> Cost:
         """Add up what the job has paid so far, whatever became of it: by the chain's events and its receipts."""
@@ -564,7 +575,7 @@ class JobHandle:
         async with self.events() as events:
             async for _ in events:
                 pass
-            state = events.state
+            self._seen = state = events.state
         if state.status is JobStatus.SUCCEEDED and state.result is not None:
             return state.result
         with correlated(job_id=self.id, task_id=state.task_id, provider=state.provider):

@@ -45,6 +45,7 @@ from zg_async.jobs.events import (
     UnknownEvent,
 )
 from zg_async.jobs.spec import JobSpec
+from zg_async.showing import Shown
 from zg_async.wire.records import CANCELLABLE, Address, JobId, RootHash, TaskId, TaskProgress, TxHash
 
 __all__ = ["JobResult", "JobSpec", "JobState", "JobStatus", "apply", "fold"]
@@ -66,7 +67,7 @@ class JobStatus(enum.StrEnum):
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class JobResult:
+class JobResult(Shown):
     """What a succeeded job leaves behind. Equal wherever and whenever it is asked for."""
 
     job_id: JobId
@@ -92,7 +93,7 @@ class JobResult:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class JobState:
+class JobState(Shown):
     """All that is known of one job. A field that is None or False has not happened."""
 
     job_id: JobId = NO_JOB

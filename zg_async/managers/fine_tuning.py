@@ -41,6 +41,7 @@ from zg_async.managers.tokens import TokenCount, count_tokens
 from zg_async.managers.training_params import TrainingParamsSource, read_training_params
 from zg_async.managers.verification import OnLog
 from zg_async.managers.verification_record import ServiceVerification
+from zg_async.showing import Records
 from zg_async.text import printable
 from zg_async.tracing import observed
 from zg_async.units import format_amount
@@ -97,7 +98,7 @@ class FineTuningManager(Deliverables):
 
     # ---- providers and models
 
-    async def list_service(self, include_unacknowledged: bool = False) -> tuple[FineTuningService, ...]:
+    async def list_service(self, include_unacknowledged: bool = False) -> Records[FineTuningService]:
         """List the registered fine-tuning providers. Needs no key.
 
         Args:
@@ -107,7 +108,7 @@ class FineTuningManager(Deliverables):
             Their registrations, as read from the chain now.
         """
         services = await self._ctx.services.fine_tuning_services()
-        return tuple(s for s in services if include_unacknowledged or s.tee_signer_acknowledged)
+        return Records(s for s in services if include_unacknowledged or s.tee_signer_acknowledged)
 
     async def choose(
         self,
@@ -637,11 +638,11 @@ class FineTuningManager(Deliverables):
         """Find this wallet's task by the number it was created with; None when the provider knows none."""
         return next((t for t in await self.list_task(provider) if t.request_nonce == request_nonce), None)
 
-    async def list_task(self, provider: str) -> tuple[Task, ...]:
+    async def list_task(self, provider: str) -> Records[Task]:
         """List this wallet's tasks at a provider, newest first."""
         client = await self._client_of(provider)
         tasks = await client.list_tasks(self._ctx.wallet)
-        return tuple([await self._with_deadline(t) for t in tasks])
+        return Records([await self._with_deadline(t) for t in tasks])
 
     async def list_all_tasks(self) -> Mapping[Address, tuple[Task, ...] | ZgError]:
         """List this wallet's tasks at all registered providers, asked at once.

@@ -12,6 +12,7 @@ from zg_async.errors import ConfigError, ProviderReplyError, SignerNotAcknowledg
 from zg_async.managers.context import Context
 from zg_async.managers.verification import OnLog
 from zg_async.managers.verification_record import ServiceVerification
+from zg_async.showing import Records
 from zg_async.tracing import observed
 from zg_async.wire import catalogue, inference_api
 from zg_async.wire.catalogue import InferenceServiceDetail, ModelInfo
@@ -93,14 +94,14 @@ class InferenceServices:
         self.policy = policy or InferencePolicy()
         self._known: dict[Address, tuple[float, InferenceService]] = {}
 
-    async def list_service(self, include_unacknowledged: bool = False) -> tuple[InferenceService, ...]:
+    async def list_service(self, include_unacknowledged: bool = False) -> Records[InferenceService]:
         """List the registered inference services, all pages. Needs no key.
 
         Args:
             include_unacknowledged: Also those whose TEE signer the contract owner hasn't approved.
         """
         services = await self._ctx.services.inference_services()
-        return tuple(s for s in services if include_unacknowledged or s.tee_signer_acknowledged)
+        return Records(s for s in services if include_unacknowledged or s.tee_signer_acknowledged)
 
     async def list_service_with_detail(
         self, include_unacknowledged: bool = False

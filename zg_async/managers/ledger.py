@@ -23,6 +23,7 @@ from zg_async.managers.context import Context
 from zg_async.managers.refund_watch import RefundsChanged, wait_refunds, watch_refunds
 from zg_async.managers.retrieving import OpenTasks, Retrieval, open_pairs, standing
 from zg_async.managers.services import LedgerLimits, ServiceType
+from zg_async.showing import Records
 from zg_async.tracing import observed
 from zg_async.units import Amount, format_amount, parse_amount
 from zg_async.wire.contracts import Call
@@ -170,7 +171,7 @@ class LedgerManager:
             ledgers.extend(page)
         return tuple(ledgers)
 
-    async def get_providers_with_balance(self, service_type: ServiceType) -> tuple[AccountSummary, ...]:
+    async def get_providers_with_balance(self, service_type: ServiceType) -> Records[AccountSummary]:
         """List the sub-accounts of one service type that hold money.
 
         Args:
@@ -179,7 +180,7 @@ class LedgerManager:
         await self._services.full_name(service_type)
         contract: Any = self._services.fine_tuning if service_type == "fine-tuning" else self._services.inference
         first = await self._ctx.chain.call(contract.get_accounts_by_user(self._ctx.wallet, 0, _PAGE))
-        return tuple(row for row in await self._rest(contract, first) if row.balance > 0)
+        return Records(row for row in await self._rest(contract, first) if row.balance > 0)
 
     async def get_account_room(self, service_type: ServiceType) -> AccountRoom:
         """Read where the wallet has sub-accounts of one service type, and how many more it may open.
@@ -363,9 +364,10 @@ class LedgerManager:
         rows = await self.get_providers_with_balance("fine-tuning" if service_type == "fine-tuning" else "inference")
         if providers is not None:
             wanted = {parse_address(p, what="provider") for p in providers}
-            rows = tuple(r for r in rows if r.provider in wanted)
+            rows = Records(r for r in rows if r.provider in wanted)
         if service_type == "fine-tuning" and open_tasks != "ignore":
-            rows, _ = await self._without_open_tasks(rows, refuse=open_tasks == "refuse")
+            left, _ = await self._without_open_tasks(rows, refuse=open_tasks == "refuse")
+            rows = Records(left)
         await self._check_refund_slots(rows, service_type)
         size = (await self.get_limits()).max_providers_per_batch
         batches = [[r.provider for r in rows[i : i + size]] for i in range(0, len(rows), size)]

@@ -15,6 +15,7 @@ from zg_async.errors import AdapterError, ProviderError, ProviderRejectedError, 
 from zg_async.managers.chat import ChatStream, Message
 from zg_async.managers.context import Context
 from zg_async.managers.inference_services import Verify
+from zg_async.showing import Records
 from zg_async.text import printable
 from zg_async.tracing import observed
 from zg_async.wire import inference_api
@@ -46,7 +47,7 @@ class LoraManager:
 
     # ---- look
 
-    async def list_adapters(self, provider_address: str) -> tuple[Adapter, ...]:
+    async def list_adapters(self, provider_address: str) -> Records[Adapter]:
         """List this wallet's adapters at a provider.
 
         Args:
@@ -60,7 +61,7 @@ class LoraManager:
             await self._get(service, "/v1/lora/adapters"), provider=service.provider
         )
         wallet = self._ctx.wallet
-        return tuple(a for a in adapters if a.user is None or a.user == wallet)
+        return Records(a for a in adapters if a.user is None or a.user == wallet)
 
     async def get_adapter_status(self, provider_address: str, adapter_name: str) -> Adapter:
         """Read one adapter.

@@ -258,7 +258,7 @@ class FineTuningRoutes:
         return web.json_response(_page(found, request.query))
 
     async def _checkpoints(self, request: web.Request) -> web.Response:
-        await self._handle(request)
+        _ = await self._handle(request)  # answers 404 for an unknown one
         return web.json_response({"object": "list", "data": [], "has_more": False})
 
 

@@ -7,6 +7,7 @@ the closing summary's. Older trainers write live: speed and time left follow fro
 import json
 from typing import Final
 
+from zg_async.showing import curve_svg
 from zg_async.wire.task_log import LogEntry, Metric, TrainSummary
 
 _MOST: Final = 100_000
@@ -28,6 +29,9 @@ class MetricSeries:
         self.total_steps: int | None = None
         self._first: tuple[float, Metric] | None = None
         self._last: tuple[float, Metric] | None = None
+
+    def _repr_html_(self) -> str:
+        return curve_svg([metric.loss for metric in self.points], title="loss")
 
     def expect(self, training_params: str) -> None:
         """Learn from a task's parameters how long the training is; without them there is no time left."""

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final, NewType
 if TYPE_CHECKING:
     from zg_async.wire.answer_proof import AnswerProof
 
+from zg_async.showing import Shown
 from zg_async.text import hidden
 
 Address = NewType("Address", str)
@@ -28,7 +29,7 @@ JobId = NewType("JobId", str)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Receipt:
+class Receipt(Shown):
     """A mined transaction."""
 
     tx_hash: TxHash
@@ -61,7 +62,7 @@ class Log:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Ledger:
+class Ledger(Shown):
     """A wallet's main account in the LedgerManager."""
 
     user: Address
@@ -78,7 +79,7 @@ class Ledger:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ServiceInfo:
+class ServiceInfo(Shown):
     """A serving contract as the ledger registered it."""
 
     service_address: Address
@@ -93,7 +94,7 @@ class ServiceInfo:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Refund:
+class Refund(Shown):
     """A live refund request of a sub-account."""
 
     index: int
@@ -110,7 +111,7 @@ class Refund:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Quota:
+class Quota(Shown):
     """A fine-tuning provider's hardware, by its own word."""
 
     cpu_count: int
@@ -133,7 +134,7 @@ class Quota:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FineTuningService:
+class FineTuningService(Shown):
     """A fine-tuning provider's registration."""
 
     provider: Address
@@ -150,7 +151,7 @@ class FineTuningService:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Deliverable:
+class Deliverable(Shown):
     """A delivered model as the chain knows it."""
 
     id: TaskId
@@ -165,7 +166,7 @@ class Deliverable:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FineTuningAccountDetails:
+class FineTuningAccountDetails(Shown):
     """A wallet's fine-tuning sub-account at one provider."""
 
     user: Address
@@ -189,7 +190,7 @@ class FineTuningAccountDetails:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class InferenceAccount:
+class InferenceAccount(Shown):
     """A wallet's inference sub-account at one provider."""
 
     user: Address
@@ -212,7 +213,7 @@ class InferenceAccount:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class AccountSummary:
+class AccountSummary(Shown):
     """One row of a wallet's sub-accounts."""
 
     user: Address
@@ -226,7 +227,7 @@ class AccountSummary:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LedgerDetail:
+class LedgerDetail(Shown):
     """A wallet's whole account: ledger and all sub-accounts."""
 
     ledger: Ledger
@@ -235,7 +236,7 @@ class LedgerDetail:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FineTuningAccountDetail:
+class FineTuningAccountDetail(Shown):
     """A sub-account with refund timing."""
 
     account: FineTuningAccountDetails
@@ -247,7 +248,7 @@ class FineTuningAccountDetail:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class InferenceAccountDetail:
+class InferenceAccountDetail(Shown):
     """An inference sub-account with refund timing."""
 
     account: InferenceAccount
@@ -259,7 +260,7 @@ class InferenceAccountDetail:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class InferenceService:
+class InferenceService(Shown):
     """An inference provider's registration."""
 
     provider: Address
@@ -305,7 +306,7 @@ DOWNLOADABLE: Final = frozenset({TaskProgress.DELIVERED, TaskProgress.USER_ACKNO
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Task:
+class Task(Shown):
     """A provider's training task."""
 
     id: TaskId
@@ -340,7 +341,7 @@ class Task:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Model:
+class Model(Shown):
     """A base model that can be fine-tuned."""
 
     name: str
@@ -358,7 +359,7 @@ class Model:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ModelCatalogue:
+class ModelCatalogue(Shown):
     """What can be trained on a network."""
 
     predefined: tuple[Model, ...]
@@ -383,7 +384,7 @@ class AdapterState(enum.StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Adapter:
+class Adapter(Shown):
     """A LoRA adapter at an inference provider."""
 
     adapter_name: str
@@ -397,7 +398,7 @@ class Adapter:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DeployResponse:
+class DeployResponse(Shown):
     """The outcome of a deployment request."""
 
     message: str
@@ -415,7 +416,7 @@ class CancelResult(enum.StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CancelOutcome:
+class CancelOutcome(Shown):
     """The outcome of `cancel_task`."""
 
     result: CancelResult
@@ -426,7 +427,7 @@ class CancelOutcome:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class UploadedDataset:
+class UploadedDataset(Shown):
     """A dataset at a provider."""
 
     dataset_hash: RootHash
@@ -438,7 +439,7 @@ class UploadedDataset:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DownloadedModel:
+class DownloadedModel(Shown):
     """An encrypted model on disk whose hash was checked."""
 
     path: str
@@ -493,7 +494,7 @@ class SessionToken:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ServiceMetadata:
+class ServiceMetadata(Shown):
     """Where and with which model to talk to an inference provider."""
 
     endpoint: str
