@@ -127,6 +127,7 @@ _HOMES = {
     "zg_async.transport.limiter": ("ProviderLimits",),
     "zg_async.transport.outbox": ("MemoryOutbox", "Outbox"),
     "zg_async.transport.retry": ("RetryPolicy",),
+    "zg_async.transport.request_gate": ("RequestLimits",),
     "zg_async.transport.signer": ("DecryptionKey", "LocalSigner", "Signer"),
     "zg_async.transport.sqlite_outbox": ("SqliteOutbox",),
     "zg_async.transport.storage_settings": ("StorageProgress", "StorageSettings"),
@@ -327,6 +328,7 @@ if TYPE_CHECKING:
     from zg_async.transport.limiter import ProviderLimits as ProviderLimits
     from zg_async.transport.outbox import MemoryOutbox as MemoryOutbox
     from zg_async.transport.outbox import Outbox as Outbox
+    from zg_async.transport.request_gate import RequestLimits as RequestLimits
     from zg_async.transport.retry import RetryPolicy as RetryPolicy
     from zg_async.transport.signer import DecryptionKey as DecryptionKey
     from zg_async.transport.signer import LocalSigner as LocalSigner

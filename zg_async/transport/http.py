@@ -32,8 +32,10 @@ from zg_async.transport.answers import failure_text as failure_text
 from zg_async.transport.answers import translated as translated
 from zg_async.transport.egress import Egress, JudgingResolver
 from zg_async.transport.limiter import Limiter, ProviderLimits, Slot
+from zg_async.transport.request_gate import RequestGate, RequestLimits
 from zg_async.transport.retry import ONCE, RetryBudget, RetryPolicy, retry
 from zg_async.transport.server_clock import ServerClocks
+from zg_async.wire.provider_api import retry_after
 
 KIB: Final = 1024
 MIB: Final = 1024 * KIB
@@ -64,6 +66,7 @@ class HttpSettings:
     max_connections: int = 100
     """Open at once; transfers take at most three quarters, so that control calls get through."""
     limits: ProviderLimits = dataclasses.field(default_factory=ProviderLimits)
+    requests: RequestLimits = dataclasses.field(default_factory=RequestLimits)
     retry: RetryPolicy = dataclasses.field(default_factory=RetryPolicy)
 
 
@@ -96,6 +99,7 @@ class Http:
             self.egress.allow(proxy)
         self._ssl = _ssl_context(self.settings.ca_file)
         self.limiter = Limiter(self.clock, self.settings.limits)
+        self.gate = RequestGate(self.clock, self.settings.requests)
         self.server_clocks = ServerClocks(self.clock)
         self.transfers = anyio.CapacityLimiter(max(1, self.settings.max_connections * 3 // 4))
         self._budgets: dict[str, RetryBudget] = {}
@@ -314,9 +318,15 @@ class Http:
     async def _once(self, call: "_Call", slot: Slot | None) -> Reply:
         url = call.url
         for _ in range(_MAX_REDIRECTS + 1):
-            async with self.exchange(
-                call.method, url, json=call.json, headers=call.headers, provider=call.provider
-            ) as answer:
+            host = self.host_of(url, provider=call.provider)
+            async with (
+                self.gate.turn(host) as turn,
+                self.exchange(call.method, url, json=call.json, headers=call.headers, provider=call.provider) as answer,
+            ):
+                if answer.status == 429:
+                    turn.refused(retry_after(answer.headers))
+                else:
+                    turn.answered()
                 onward = _same_origin(url, answer) if call.follow else None
                 if onward is None:
                     return await answer.reply(limit=call.limit, slot=slot, any_status=call.raw_status, cut=call.cut)

@@ -225,16 +225,23 @@ class Rpc:
         failure: ChainError | None = None
         status, headers, data = 0, {}, b""
         try:
-            async with self._http.session.post(
-                url,
-                data=json.dumps(body, separators=(",", ":")).encode(),
-                headers={"Content-Type": "application/json", "Accept-Encoding": "identity"},
-                timeout=aiohttp.ClientTimeout(total=self._settings.timeout),
-                allow_redirects=False,
-                raise_for_status=False,
-                auto_decompress=False,
-            ) as response:
+            async with (
+                self._http.gate.turn(_host(url)) as turn,
+                self._http.session.post(
+                    url,
+                    data=json.dumps(body, separators=(",", ":")).encode(),
+                    headers={"Content-Type": "application/json", "Accept-Encoding": "identity"},
+                    timeout=aiohttp.ClientTimeout(total=self._settings.timeout),
+                    allow_redirects=False,
+                    raise_for_status=False,
+                    auto_decompress=False,
+                ) as response,
+            ):
                 status, headers = response.status, dict(response.headers)
+                if status == 429:
+                    turn.refused(retry_after({name.lower(): value for name, value in headers.items()}))
+                else:
+                    turn.answered()
                 data = await _read(response, limit)
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             failure = ChainUnavailableError(
