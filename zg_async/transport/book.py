@@ -188,8 +188,11 @@ class LaneBook:
             found = self.found.get(entry["nonce"])
             if found is None or found.claimed:
                 raise Misfit
-        elif entry["nonce"] < self.next_nonce:
+        elif entry["nonce"] < self.next_nonce and not (entry.get("filler") and self._is_free(entry["nonce"])):
             raise Misfit
+
+    def _is_free(self, account_nonce: int) -> bool:
+        return account_nonce not in self.found and all(r.account_nonce != account_nonce for r in self._rows.values())
 
     def _apply(self, entry: Entry) -> None:
         match entry["kind"]:
@@ -343,7 +346,8 @@ def _can_be_mined(row: Row, entry: Entry) -> bool:
     known = row.inclusion
     if known is None or row.final:
         return row.status is RowStatus.SIGNED
-    return (entry["block_hash"], entry["hash"]) != (known.block_hash, known.tx_hash)
+    told = (entry["block_hash"], entry["hash"], entry["status"])
+    return told != (known.block_hash, known.tx_hash, known.status)
 
 
 def _was_mined(row: Row) -> bool:

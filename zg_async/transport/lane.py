@@ -29,6 +29,7 @@ from zg_async.errors import (
     ContractRevertedError,
     InsufficientGasFundsError,
     JournalError,
+    RpcError,
     TransactionReplacedError,
     TransactionTimeoutError,
     ZgError,
@@ -41,7 +42,7 @@ from zg_async.transport.guard import Guard
 from zg_async.transport.heads import BlockWatcher
 from zg_async.transport.monitor import Monitor
 from zg_async.transport.outbox import Outbox
-from zg_async.transport.quotes import Quote, check_money, quote
+from zg_async.transport.quotes import Quote, check_count, check_money, quote
 from zg_async.transport.receipts import parse_receipt, receipt_of
 from zg_async.transport.recovery import find_missing, reconcile
 from zg_async.transport.rows import LaneId, Money, Row, RowStatus, charge_entry, claimed_entry, signed_entry
@@ -201,6 +202,7 @@ class Lane:
 
     async def _record(self, call: Call[Any], key: str, price: Quote) -> bool:
         book, parts = self.book, self.parts
+        check_count(latest=price.latest, pending=price.pending, ours=book.next_nonce, wallet=self.wallet)
         check_money(
             parts.fees,
             self.wallet,
@@ -379,8 +381,10 @@ class Lane:
         """Return a mined row's receipt with logs.
 
         Raises:
-            ContractRevertedError: It was mined and reverted; the reason is asked for again.
+            ContractRevertedError: It was mined and reverted; that, and the reason, are asked for again.
         """
+        if row.status is RowStatus.REVERTED:
+            row = await self.monitor.look_again(row)
         inclusion = row.inclusion
         if inclusion is None:
             raise ChainUnavailableError(f"{row.name} was removed from its block", hint="Wait for it again")
@@ -391,7 +395,11 @@ class Lane:
             with contextlib.suppress(ZgError):
                 kept = await self.parts.rpc.request("eth_getTransactionReceipt", [inclusion.tx_hash])
         if isinstance(kept, dict) and str(kept.get("blockHash")).lower() == inclusion.block_hash:
-            return parse_receipt(kept)
+            try:
+                return parse_receipt(kept)
+            except RpcError:
+                self.monitor.receipts.pop(inclusion.tx_hash, None)  # the next call asks again
+                raise
         return receipt_of(inclusion)
 
     async def _reason(self, row: Row) -> ContractRevertedError:

@@ -18,8 +18,9 @@ from zg_async.logs import get_logger
 from zg_async.transport.budget import group_of
 from zg_async.transport.fees import Fees, bump
 from zg_async.transport.heads import Block
+from zg_async.transport.quotes import MOST_AHEAD
 from zg_async.transport.receipts import parse_inclusion
-from zg_async.transport.recovery import locate
+from zg_async.transport.recovery import fill, locate
 from zg_async.transport.rows import (
     Entry,
     Found,
@@ -42,6 +43,7 @@ _log = get_logger("zg_async.chain")
 _MOST_ROWS: Final = 64
 _MISSES: Final = 2
 _LEAST_BLOCKS: Final = 3
+_MOST_FILLERS: Final = 16
 _LOOKUP_PAUSE: Final = 1.0
 _NEVER: Final = -1e9
 Place = tuple[str, int]
@@ -74,6 +76,8 @@ class Monitor:
         self._asked: list[tuple[str, Row | None, str]] = []
         self._change = anyio.Event()
         self._error: ZgError | None = None
+        self._gap: tuple[int, float] | None = None
+        """The nonce the chain is at, while our transactions begin further on, and since when."""
         self.receipts: dict[str, dict[str, Any]] = {}
         """The newest receipts with logs, by hash."""
 
@@ -159,7 +163,7 @@ class Monitor:
                     lost.append(row)
             elif kind == "again":
                 entries += self._recheck(row, answer, head)
-            elif (inclusion := self._included(answer)) is not None and _place(row) not in mined:
+            elif (inclusion := self._included(answer, head)) is not None and _place(row) not in mined:
                 mined.add(_place(row))
                 entries.append(mined_entry(row, inclusion, at=self._lane.parts.clock.now()))
         if entries and await self._lane.parts.outbox.append(self._lane.id, await self._with_balances(entries)):
@@ -184,14 +188,29 @@ class Monitor:
         known = dict(zip(asked, answers, strict=False))
         return [_with_balances(entry, known) if entry["kind"] == "mined" else entry for entry in entries]
 
-    def _included(self, answer: Any) -> Inclusion | None:
+    def _included(self, answer: Any, head: Block | None = None) -> Inclusion | None:
+        """Read a receipt; one of a block beyond the newest isn't believed: another back-end may know it, or none."""
         if not isinstance(answer, dict) or not answer.get("blockHash"):
             return None
         inclusion = parse_inclusion(answer)
+        if head is not None and inclusion.block_number > head.number:
+            return None
         if len(self.receipts) >= 4 * _MOST_ROWS:
             self.receipts.pop(next(iter(self.receipts)))
         self.receipts[inclusion.tx_hash] = answer
         return inclusion
+
+    async def look_again(self, row: Row) -> Row:
+        """Ask once more how a mined row ended: who repeats an effect for a wrong word pays it twice."""
+        tx_hash = row.inclusion.tx_hash if row.inclusion is not None else row.tx_hash
+        with contextlib.suppress(ChainError):
+            answer = await self._lane.parts.rpc.request("eth_getTransactionReceipt", [tx_hash])
+            inclusion = self._included(answer, self._lane.parts.watcher.head)
+            if inclusion is not None and inclusion != row.inclusion:
+                _log.warning("the node told %s's end in two ways, the later counts", tx_hash)
+                entry = mined_entry(row, inclusion, at=self._lane.parts.clock.now())
+                await self._lane.parts.outbox.append(self._lane.id, [entry])
+        return self._lane.book.current(row)
 
     def _recheck(self, row: Row, answer: Any, head: Block) -> list[Entry]:
         """Compare a mined row with the chain of now."""
@@ -199,7 +218,7 @@ class Monitor:
         if old is None or self._lane.book.current(row) != row:
             return []
         care.checked_head = head.number
-        inclusion = self._included(answer)
+        inclusion = self._included(answer, head)
         if inclusion is None:
             if head.number == care.missing_head:
                 return []
@@ -212,7 +231,7 @@ class Monitor:
             care.misses, care.sent_at = 0, 2 * _NEVER
             return [mark_entry("unmined", row)]
         care.misses = 0
-        if inclusion.block_hash != old.block_hash:
+        if (inclusion.block_hash, inclusion.status) != (old.block_hash, old.status):
             return [mined_entry(row, inclusion, at=self._lane.parts.clock.now())]
         if head.number - inclusion.block_number + 1 >= self._lane.parts.confirmations:
             return [mark_entry("final", row)]
@@ -232,6 +251,34 @@ class Monitor:
                 first = False
                 if not bumped and (_place(row) in lost_places or self._care(row).sent_at < _NEVER):
                     await self._resend(row)
+        if rows and used is not None:
+            await self._close_gap(used, rows[0])
+
+    async def _close_gap(self, used: int, row: Row) -> None:
+        """Free the oldest transaction: nonces before it that nobody uses keep it from being mined, for ever.
+
+        A node that counted wrong once leaves such a gap. It is filled with transfers of nothing to the wallet itself,
+        after a while and only if the pool holds nothing there: it may be another program's.
+        """
+        if used >= row.account_nonce:
+            self._gap = None
+            return
+        if self._gap is None or self._gap[0] != used:
+            self._gap = (used, self._now())
+        if self._now() - self._gap[1] <= self._lane.parts.fees.bump_after:
+            return
+        self._gap = (used, self._now())
+        rpc = self._lane.parts.rpc
+        if row.account_nonce - used > MOST_AHEAD:
+            self._care(row).refusal = f"the chain is at nonce {used}, too far behind to be filled up"
+            return
+        if quantity(await rpc.request("eth_getTransactionCount", [self._lane.wallet, "pending"])) != used:
+            return
+        missing = range(used, min(row.account_nonce, used + _MOST_FILLERS))
+        _log.warning("nonces %d to %d of %s are used by nobody: closing the gap", used, missing[-1], self._lane.wallet)
+        for account_nonce in missing:
+            await fill(self._lane, account_nonce)
+        await self._lane.sweep()
 
     async def _resend(self, row: Row) -> None:
         if not row.versions[-1].raw:

@@ -10,6 +10,7 @@ from zg_async.errors import (
     ContractRevertedError,
     FeeCapError,
     InsufficientGasFundsError,
+    RpcError,
 )
 from zg_async.logs import get_logger
 from zg_async.transport.fees import FeePolicy, Fees, choose_fees, gas_limit
@@ -21,6 +22,9 @@ from zg_async.wire.hashing import hex0x
 from zg_async.wire.records import Address
 
 _log = get_logger("zg_async.chain")
+MOST_AHEAD: Final = 64
+"""Transactions of one wallet in a pool; nodes keep no more."""
+_MOST_MINED: Final = 2**32
 BEHIND_TRIES: Final = 8
 BEHIND_PAUSE: Final = 0.5
 
@@ -113,6 +117,25 @@ def call_fields(call: Call[Any], wallet: str | None) -> dict[str, str]:
     if wallet is not None:
         fields["from"] = wallet
     return fields
+
+
+def check_count(*, latest: int, pending: int, ours: int, wallet: Address) -> None:
+    """Refuse a nonce that leaves a gap nobody could fill, before anything is signed with it.
+
+    Args:
+        latest: The node's count of the wallet's mined transactions.
+        pending: The same with its pool.
+        ours: The nonce behind all that the outbox knows.
+        wallet: For the message.
+
+    Raises:
+        RpcError: No wallet has so many, or so many in the pool.
+    """
+    if latest >= _MOST_MINED or pending > max(latest, ours) + MOST_AHEAD:
+        raise RpcError(
+            f"the node says that {wallet} has sent {latest} transactions and has {pending - latest} in the pool",
+            hint="Nothing was signed. Ask another RPC endpoint",
+        )
 
 
 def check_money(

@@ -99,7 +99,7 @@ async def reconcile(lane: "Lane") -> None:
     await _take_in(lane, latest)
     fillers = range(max(lane.book.next_nonce, latest), loss.next_nonce or 0)
     for account_nonce in fillers:
-        await _fill(lane, account_nonce)
+        await fill(lane, account_nonce)
     if lane.book.open_rows():
         await lane.sweep()
         async with lane.watched():
@@ -125,7 +125,12 @@ async def _take_in(lane: "Lane", latest: int) -> None:
         await lane.parts.outbox.append(lane.id, entries)
 
 
-async def _fill(lane: "Lane", account_nonce: int) -> None:
+async def fill(lane: "Lane", account_nonce: int) -> None:
+    """Sign a transfer of nothing to the wallet itself, which uses a nonce up; sending it is the caller's.
+
+    Raises:
+        ChainError: The node is away, or gas costs more than the cap.
+    """
     parts = lane.parts
     answers: list[Any] = await parts.rpc.batch(
         [Ask("eth_getBlockByNumber", ["latest", False]), Ask("eth_gasPrice"), Ask("eth_maxPriorityFeePerGas")]
