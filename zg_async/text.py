@@ -19,6 +19,8 @@ def printable(text: str, *, limit: int = 200) -> str:
         The text on one line, with control, format and bidirectional characters as visible escapes.
     """
     cut = text[:limit]
+    if cut.isprintable():  # nothing of `_HIDDEN` is
+        return cut + ("…" if len(text) > limit else "")
     shown = "".join(c if unicodedata.category(c) not in _HIDDEN else _escape(c) for c in cut)
     return shown + ("…" if len(text) > limit else "")
 

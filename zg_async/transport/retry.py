@@ -85,6 +85,11 @@ async def retry(
         ZgError: What the last attempt raised, unchanged.
     """
     started = clock.monotonic()
+    first: ZgError | None = None
+    try:
+        return await work()
+    except policy.on as error:
+        first = error  # only now is there anything to work out: most calls end above
     draw = (rng or random).uniform
 
     def wait(state: tenacity.RetryCallState) -> float:
@@ -104,6 +109,10 @@ async def retry(
     )
 
     async def attempt() -> T:
+        nonlocal first
+        if first is not None:
+            error, first = first, None
+            raise error
         return await work()
 
     return await retrying(attempt)

@@ -23,6 +23,7 @@ from zg_async.logs import get_logger
 from zg_async.text import printable
 from zg_async.tracing import detached_span
 from zg_async.transport.http import Http, failure_text
+from zg_async.transport.merging import Merger
 from zg_async.transport.retry import RetryPolicy, retry
 from zg_async.transport.rpc_errors import error_of
 from zg_async.wire.strict_json import BadJsonError, decode_json
@@ -33,6 +34,10 @@ if TYPE_CHECKING:
 _log = get_logger("zg_async.rpc")
 MIB: Final = 2**20
 MAX_BATCH: Final = 100
+_AT_ONCE: Final = 2
+"""Exchanges of reads under way before others wait, to go together."""
+_MERGED: Final = 20
+"""The most requests of one asker that go with others'."""
 _UNANSWERED: Final = -32005  # worth another try, as what a busy node says
 _LISTS: Final = frozenset({"eth_getLogs", "eth_getBlockByNumber", "eth_getBlockByHash", "eth_getBlockReceipts"})
 _READS: Final = ("eth_get", "eth_call", "eth_estimateGas", "eth_blockNumber", "eth_chainId", "eth_gasPrice")
@@ -95,6 +100,7 @@ class Rpc:
         self.last_switch = ""
         """The last time in words."""
         self._batches = True
+        self._merger: Merger[Ask, dict[str, Any]] = Merger(self._post, at_once=_AT_ONCE, most=MAX_BATCH)
         for url in self._urls:
             http.allow(str(url.origin()))
 
@@ -161,19 +167,29 @@ class Rpc:
                 results.append(_result(ask, answer))
         return results
 
-    async def _answers(self, asks: Sequence[Ask], *, retries: bool) -> list[dict[str, Any]]:
+    async def _answers(self, asks: Sequence[Ask], *, retries: bool) -> Sequence[dict[str, Any]]:
         if not self._batches and len(asks) > 1:
             return [(await self._answers([ask], retries=retries))[0] for ask in asks]
         if not retries or not all(ask.method.startswith((*_READS, *_MORE_READS)) for ask in asks):
             return await self._post(asks)
         return await retry(
-            lambda: self._post(asks),
+            lambda: self._attempt(asks),
             clock=self._clock,
             policy=self._settings.retry,
             budget=self._http.budget(self.host),
         )
 
-    async def _post(self, asks: Sequence[Ask]) -> list[dict[str, Any]]:
+    async def _attempt(self, asks: Sequence[Ask]) -> Sequence[dict[str, Any]]:
+        """Ask once, in one exchange with others while many are under way."""
+        if self._batches and len(asks) <= _MERGED and not any(ask.method in _LISTS for ask in asks):
+            answers = await self._merger.ask(asks)
+            if isinstance(answers, ChainUnavailableError):  # everybody's own, to be tried again by each
+                raise ChainUnavailableError(answers.message, hint=answers.hint, retry_after=answers.retry_after)
+            if isinstance(answers, Sequence):
+                return answers
+        return await self._post(asks)
+
+    async def _post(self, asks: Sequence[Ask]) -> Sequence[dict[str, Any]]:
         index = self._at
         try:
             await self._check_chain(index)
@@ -202,7 +218,7 @@ class Rpc:
             raise WrongChainError(f"{_host(self._urls[index])} isn't on chain {self._chain_id}", hint="Remove it")
         self._checked.add(index)
 
-    async def _exchange(self, index: int, asks: Sequence[Ask]) -> list[dict[str, Any]]:
+    async def _exchange(self, index: int, asks: Sequence[Ask]) -> Sequence[dict[str, Any]]:
         calls: list[dict[str, Any]] = [
             {"jsonrpc": "2.0", "id": next(self._ids), "method": ask.method, "params": list(ask.params)} for ask in asks
         ]
