@@ -26,6 +26,7 @@ from zg_async.errors import (
     HashMismatchError,
     LostKeyError,
     ProviderUnavailableError,
+    ServiceNotFoundError,
     UnfinishedTaskError,
 )
 from zg_async.jobs.runner import JobRunner
@@ -440,6 +441,12 @@ class FineTuning:
 
     async def list_service(self, include_unacknowledged: bool = False) -> tuple[FineTuningService, ...]:
         return await self.call("rpc read", self.world.services)
+
+    async def get_service(self, provider: str) -> FineTuningService:
+        for service in await self.call("rpc read", self.world.services):
+            if service.provider == provider:
+                return service
+        raise ServiceNotFoundError("not registered")
 
     async def resolve_model(self, provider: str, name: str) -> Model:
         return Model(name=name, hash="0xmodel")

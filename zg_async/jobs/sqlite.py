@@ -393,6 +393,8 @@ class SqliteStore:
 
     async def read(self, job_id: JobId, after: int = 0) -> tuple[Event, ...]:
         """Return a job's events with a number above `after`."""
+        if self.is_writer and after and after >= self._last.get(job_id, after + 1):
+            return ()  # nobody else appends
         query = f"select {_COLUMNS} from event where job = ? and seq > ? order by seq"
         rows = await self._in_thread(lambda: self._require().execute(query, (job_id, after)).fetchall())
         return tuple(map(_event, rows))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 from zg_async.errors import (
     ContractRevertedError,
     JournalError,
+    ServiceNotFoundError,
     VerificationError,
 )
 from zg_async.jobs.events import (
@@ -142,10 +143,10 @@ def terms_of(service: FineTuningService) -> ProviderChosen:
 async def check_terms(work: Work) -> None:
     """Raise if the provider is not the one it was when it was chosen."""
     before = known(work.state.terms)
-    services = await work.broker.fine_tuning.list_service(include_unacknowledged=True)
-    now = next((terms_of(s) for s in services if s.provider == before.provider), None)
-    if now is None:
-        raise VerificationError(f"{before.provider} is not registered any more", hint=_ACCEPT)
+    try:
+        now = terms_of(await work.broker.fine_tuning.get_service(before.provider))
+    except ServiceNotFoundError as error:
+        raise VerificationError(f"{before.provider} is not registered any more", hint=_ACCEPT) from error
     changes = [
         f"{what}: {getattr(before, name)} -> {getattr(now, name)}"
         for name, what in (("url", "URL"), ("price_per_token", "price per token (neuron)"), ("signer", "TEE signer"))

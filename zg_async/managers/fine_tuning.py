@@ -110,6 +110,20 @@ class FineTuningManager(Deliverables):
         services = await self._ctx.services.fine_tuning_services()
         return Records(s for s in services if include_unacknowledged or s.tee_signer_acknowledged)
 
+    async def get_service(self, provider: str) -> FineTuningService:
+        """Read one provider's registration from the chain now. Needs no key.
+
+        Args:
+            provider: The provider's address.
+
+        Returns:
+            The registration.
+
+        Raises:
+            ServiceNotFoundError: The provider is not registered.
+        """
+        return await self._service(provider, fresh=True)
+
     async def choose(
         self,
         model: str | None = None,

@@ -318,7 +318,8 @@ class LedgerManager:
             address, "inference" if service_type == "inference" else "fine-tuning"
         )
         limits = await self.get_limits()
-        ledger, account = await self._ledger_and_account(address, service_type)
+        found = await self._ctx.chain.call_many(self._account_reads(address, service_type))
+        ledger, account = _or_none(found[0], LedgerNotFoundError), _or_none(found[1], AccountNotFoundError)
         if ledger is None:
             raise _no_ledger(self._ctx.wallet)
         if account is None and value < limits.min_transfer_amount:
@@ -513,7 +514,14 @@ class LedgerManager:
         name = await self._services.full_name(service_type)
         limits = await self.get_limits()
         chain, wallet = self._ctx.chain, self._ctx.wallet
-        ledger, account = await self._ledger_and_account(address, service_type, block)
+        reads = self._account_reads(address, service_type)
+        open_accounts = self._services.fine_tuning.get_accounts_by_user(wallet, 0, _PAGE)
+        found, price, balance = await chain.call_many_for([*reads, open_accounts], wallet, block=block)
+        if isinstance(found[2], ZgError):
+            raise found[2]
+        ledger: Ledger | None = _or_none(found[0], LedgerNotFoundError)
+        account: _SubAccount | None = _or_none(found[1], AccountNotFoundError)
+        open_tasks, _ = found[2]
         available = after.left if after is not None else ledger.available_balance if ledger is not None else None
         missing = max(required - (account.spendable if account else 0), 0)
         if account is None:
@@ -528,8 +536,6 @@ class LedgerManager:
             available = (available or 0) + (deposit.amount if deposit else 0) - leaves
             transfer = self._contract.transfer_fund(address, name, missing)
             steps.append(FundingStep(name="transfer_fund", call=transfer, amount=missing))
-        open_tasks, _ = await chain.call(self._services.fine_tuning.get_accounts_by_user(wallet, 0, _PAGE))
-        price, balance = await chain.gas_price(), await chain.balance(wallet)
         plan = FundingPlan(
             provider=address,
             service_type=service_type,
@@ -606,15 +612,10 @@ class LedgerManager:
             return await self.plan_funding(provider, service_type, amount, block=block)
         return await self.plan_funding(provider, service_type, amount)
 
-    async def _ledger_and_account(
-        self, provider: Address, service_type: str, block: int | str = "latest"
-    ) -> tuple[Ledger | None, _SubAccount | None]:
+    def _account_reads(self, provider: Address, service_type: str) -> list[Call[Any]]:
+        """Return what reads the ledger, and the sub-account at a provider."""
         contract: Any = self._services.fine_tuning if service_type == "fine-tuning" else self._services.inference
-        wallet = self._ctx.wallet
-        ledger, account = await self._ctx.chain.call_many(
-            [self._contract.get_ledger(wallet), contract.get_account(wallet, provider)], block=block
-        )
-        return _or_none(ledger, LedgerNotFoundError), _or_none(account, AccountNotFoundError)
+        return [self._contract.get_ledger(self._ctx.wallet), contract.get_account(self._ctx.wallet, provider)]
 
     async def _has_ledger(self, wallet: Address) -> bool:
         try:

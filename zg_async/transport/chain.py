@@ -225,6 +225,32 @@ class Chain:
         answers = await self.rpc.batch(asks) if asks else []
         return [_decoded(call, answer) for call, answer in zip(wanted, answers, strict=True)]
 
+    async def call_many_for(
+        self, calls: Iterable[Call[Any]], wallet: str, *, block: int | str = "latest"
+    ) -> tuple[list[Any], int, int]:
+        """Run calls as `call_many` does, and read in the same round trip what whoever pays has to know.
+
+        Args:
+            calls: What to run.
+            wallet: Whose balance.
+            block: On which state the calls run.
+
+        Returns:
+            The calls' results, what a transaction pays per gas now, and the wallet's newest balance, in neuron.
+
+        Raises:
+            ChainError: Price or balance can't be read.
+        """
+        wanted = list(calls)
+        asks = [Ask("eth_call", [call_fields(c, None), _block(block)], c.name, c.to) for c in wanted]
+        asks += [Ask("eth_gasPrice"), Ask("eth_getBalance", [checksum_address(wallet), "latest"])]
+        *answers, price, balance = await self.rpc.batch(asks)
+        for answer in (price, balance):
+            if isinstance(answer, ChainError):
+                raise answer
+        decoded = [_decoded(call, answer) for call, answer in zip(wanted, answers, strict=True)]
+        return decoded, quantity(price), quantity(balance)
+
     async def block(self, tag: int | str = "latest") -> Block:
         """Read a block's header.
 
