@@ -72,6 +72,8 @@ class Settings:
     quote_signature: bool = True
     """Whether the quote carries `ZG-Quote-Signature`; older builds don't."""
     maximum_dataset_bytes: int = 100 * 2**20
+    filler_bytes: int = 0
+    """Bytes put beside the adapter into a delivered model: real ones are larger."""
 
 
 @dataclasses.dataclass(slots=True, kw_only=True)

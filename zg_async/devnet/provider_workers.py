@@ -5,6 +5,7 @@ state until its retries are used up; so progress can move backwards.
 """
 
 import json
+import random
 import re
 import threading
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
@@ -222,6 +223,8 @@ class Workers:
         except TrainingError as error:
             await node.log(task.id, f"=== Container Failed ===\n{error}")
             raise
+        if size := node.settings.filler_bytes:
+            await anyio.Path(node.files.output(task.id) / "filler.txt").write_bytes(random.randbytes(size))
         if live is None:
             text = outcome.log_text.replace(str(node.files.output(task.id)), _CONTAINER_OUTPUT)
             await node.log(task.id, f"Container logs:\n{text.rstrip()}")
