@@ -56,7 +56,12 @@ async def values(network: DevnetProcess, tmp_path: Path) -> dict[str, str]:
         await wallet.send(
             contract.add_or_update_service("http://127.0.0.1:9", quota, 1, False, [], signer, value=STAKE)
         )
+    newcomer = tmp_path / "key.hex"
+    newcomer.touch(mode=0o600)
+    newcomer.write_text(new_key(network))
     return {
+        "rpc": network.rpc_url,
+        "keyfile": str(newcomer),
         "provider": network.providers[0]["address"],
         "model": MODEL,
         "dataset": str(tmp_path / "train.jsonl"),
@@ -100,12 +105,18 @@ def test_each_step_does_its_work_and_tells_it_in_one_versioned_object(network, v
     monkeypatch.chdir(tmp_path)
     for name in [n for n in os.environ if n.startswith("ZG_") or n in ("NETWORK", "PRIVATE_KEY", "RPC_URL")]:
         monkeypatch.delenv(name)
-    monkeypatch.setenv("ZG_RPC_ENDPOINT", network.rpc_url)
     monkeypatch.setenv("ZG_INDEXER_URL", network.info["indexer_url"])
-    monkeypatch.setenv("NETWORK", "local")
+    monkeypatch.setenv("ZG_CONFIG", str(tmp_path / "config" / "config.json"))
+    monkeypatch.setenv("ZG_PASSWORD", "correct horse")
     for step in STEPS:
         wallet = step.get("wallet", "user")
-        monkeypatch.setenv("ZG_PRIVATE_KEY", values[f"key.{wallet}"])
+        if wallet == "nobody":  # what comes with it is what it saved itself
+            for name in ("ZG_PRIVATE_KEY", "ZG_RPC_ENDPOINT", "NETWORK"):
+                monkeypatch.delenv(name, raising=False)
+        else:
+            monkeypatch.setenv("ZG_PRIVATE_KEY", values[f"key.{wallet}"])
+            monkeypatch.setenv("ZG_RPC_ENDPOINT", network.rpc_url)
+            monkeypatch.setenv("NETWORK", "local")
         monkeypatch.setenv("ZG_STATE_DIR", str(tmp_path / f"state-{wallet}"))
         words = [fill(word, values) for word in shlex.split(step["run"])]
         code = run([*words, "--json"])

@@ -1,12 +1,13 @@
 """`zg dataset`: look at a dataset before anything is sent, and bring it into another shape."""
 
+import dataclasses
 from pathlib import Path
 from typing import Annotated
 
 import cyclopts
 from cyclopts import Parameter
 
-from zg_async.cli.output import UsageError, print_json
+from zg_async.cli.output import UsageError, print_json, table
 from zg_async.text import printable
 from zg_async.wire.rows_convert import RowShape
 
@@ -69,6 +70,49 @@ async def convert(
     for note in report.lossy:
         print(f"  warning: row {note.row}: {printable(note.message, limit=300)}")
     return 0
+
+
+@app.command
+async def count(path: Path, *, tokenizer: Path | None = None, storage: bool = False, json_output: Json = False) -> int:
+    """Count a dataset's tokens by the provider's rule, for one epoch.
+
+    Args:
+        path: The file.
+        tokenizer: The model's tokenizer.json; without it the answer is a range.
+        storage: It goes to 0G Storage and not into a provider's TEE.
+        json_output: Print one JSON object.
+    """
+    from zg_async.cli.fine_tuning import count_fields, count_text
+    from zg_async.managers.tokens import count_tokens
+
+    counted = await count_tokens(path, tokenizer=tokenizer, tee=not storage)
+    if json_output:
+        print_json("token_count", {"model": None, **count_fields(counted)})
+    else:
+        print(count_text(counted))
+    return 0
+
+
+@app.command
+async def preview(path: Path, *, json_output: Json = False) -> int:
+    """Show the first rows as the provider will see them. Exits with 1 when it would refuse or spoil the dataset.
+
+    Args:
+        path: The file.
+        json_output: Print one JSON object.
+    """
+    from zg_async.managers.dataset import check_dataset
+
+    report = await check_dataset(path)
+    if json_output:
+        rows = [dataclasses.asdict(row) for row in report.preview]
+        print_json("dataset_preview", {"format": report.format.value, "rows": report.rows, "items": rows})
+        return 0 if report.is_ok else 1
+    for row in report.preview:
+        seen = (("instruction", row.instruction), ("input", row.input), ("output", row.output))
+        print(table([(name, text) for name, text in seen], title=f"row {row.row}"))
+    print(f"{report.rows:,} rows, format {report.format.value}")
+    return 0 if report.is_ok else 1
 
 
 def _pair(text: str) -> tuple[str, str]:

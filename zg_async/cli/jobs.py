@@ -10,7 +10,7 @@ import anyio.to_thread
 from cyclopts import Parameter
 
 from zg_async.cli.opening import PAYING, Paying, open_broker
-from zg_async.cli.output import emit, print_json
+from zg_async.cli.output import emit, leaving, print_json
 from zg_async.text import printable
 from zg_async.units import format_amount
 
@@ -68,9 +68,10 @@ async def run(
     async with open_broker(where) as broker, JobRunner(broker) as runner:
         with screen:
             job = await runner.submit(spec)
-            async for event in job.events():
-                await screen.event(event, broker)
-            result = await job.result()
+            with leaving("the job can go on, its task at the provider does", f"zg jobs attach {job.id}"):
+                async for event in job.events():
+                    await screen.event(event, broker)
+                result = await job.result()
             screen.end(result, elapsed=time.monotonic() - began, good=True)
     return 0
 

@@ -10,7 +10,7 @@ import cyclopts
 
 from zg_async.cli.job_view import JobView, JsonLines
 from zg_async.cli.opening import HERE, PAYING, Paying, Where, open_broker
-from zg_async.cli.output import emit, print_json
+from zg_async.cli.output import emit, leaving, print_json
 from zg_async.cli.render import short
 from zg_async.errors import JournalError
 from zg_async.text import printable
@@ -171,9 +171,11 @@ async def _follow(job_id: str, where: Where, *, resume: bool, accept_changes: bo
     async with open_broker(where) as broker, JobRunner(broker) as runner:
         with JsonLines() if where.as_json else JobView() as screen:
             handle = await (runner.resume(job_id, accept_changes=accept_changes) if resume else runner.attach(job_id))
+            again = leaving("the job can go on, its task at the provider does", f"zg jobs attach {job_id}")
             async with handle.events() as events:
-                async for event in events:
-                    await screen.event(event, broker)
+                with again:
+                    async for event in events:
+                        await screen.event(event, broker)
                 return 0 if events.state.status is JobStatus.SUCCEEDED else 1
 
 

@@ -31,6 +31,7 @@ COMMANDS: Final[tuple[tuple[str, str], ...]] = (
     ("retrieve-fund", "ledger:retrieve_fund"),
     ("transfer-fund", "ledger:transfer_fund"),
     ("get-sub-account", "ledger:get_sub_account"),
+    ("cost", "cost:cost"),
     # one job, many jobs
     ("run", "jobs:run"),
     ("plan", "jobs:plan"),
@@ -91,6 +92,11 @@ COMMANDS: Final[tuple[tuple[str, str], ...]] = (
     # wallets and settings
     ("whoami", "profile:whoami"),
     ("profile", "profile:app"),
+    ("login", "login:login"),
+    ("logout", "login:logout"),
+    ("status", "login:status"),
+    ("setup-network", "login:setup_network"),
+    ("show-network", "login:show_network"),
     ("wallet", "wallet:app"),
     ("completion", "completion:completion"),
     # here

@@ -4,17 +4,20 @@ Results go to standard output, everything else to standard error. With `--json` 
 format; a field is never renamed or removed within one) and `kind`; amounts are decimal strings of neuron.
 """
 
+import contextlib
 import dataclasses
 import datetime as dt
 import enum
 import json
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
+
+import anyio
 
 from zg_async.cli.completing import remember
 from zg_async.errors import ZgError
@@ -89,6 +92,16 @@ def note(where: "Where", text: str) -> None:
     """Tell people something on standard error; nothing with `--json`."""
     if not where.as_json:
         print(text, file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def leaving(what: str, again: str) -> Iterator[None]:
+    """When Ctrl-C ends what is inside, say that the thing itself goes on, and how to come back to it."""
+    try:
+        yield
+    except anyio.get_cancelled_exc_class():
+        print(f"{what}; come back to it with: {again}", file=sys.stderr)
+        raise
 
 
 def to_plain(value: Any, name: str = "") -> Any:

@@ -2,8 +2,6 @@
 
 import contextlib
 import datetime as dt
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Self
@@ -12,7 +10,7 @@ import anyio
 from cyclopts import Parameter
 
 from zg_async.cli.opening import HERE, Where, open_broker
-from zg_async.cli.output import emit, moment, print_json, to_plain
+from zg_async.cli.output import emit, leaving, moment, print_json, to_plain
 from zg_async.cli.params import AnyTask, Provider
 from zg_async.cli.render import duration_text, short, sparkline
 from zg_async.cli.tasks import task_id_of
@@ -70,7 +68,7 @@ async def watch(
     async with open_broker(where) as broker:
         task_id = await task_id_of(broker, provider, task)
         screen = TaskScreen(where, provider, task_id)
-        with leaving(f"zg task watch --provider {provider} --task {task_id}", "the task"), screen:
+        with leaving("the task goes on", f"zg task watch --provider {provider} --task {task_id}"), screen:
             await _watch(broker, screen, provider, task_id, cursor)
         return 1 if exit_status and screen.failed else 0
 
@@ -101,7 +99,7 @@ async def wait(
         again = f"zg task wait --provider {provider} --task {task_id}" + (f" --for {until}" if until else "")
         state: TaskProgress | None = None
         try:
-            with leaving(again, "the task"), anyio.fail_after(timeout_seconds):
+            with leaving("the task goes on", again), anyio.fail_after(timeout_seconds):
                 if until is not None:
                     wanted = PROGRESS_ALIASES.get(until) or TaskProgress(until)
                     state = (await broker.fine_tuning.wait_task(provider, task_id, wanted)).state
@@ -155,7 +153,7 @@ async def follow_log(broker: "Broker", where: Where, provider: str, task_id: str
     """Print a log's text as it comes, until the task has ended."""
     first = True
     again = f"zg get-task-log --follow --provider {provider} --task {task_id}"
-    with leaving(again, "the task"):
+    with leaving("the task goes on", again):
         async with broker.fine_tuning.follow_log(provider, task_id) as pieces:
             async for piece in pieces:
                 if where.as_json:
@@ -167,16 +165,6 @@ async def follow_log(broker: "Broker", where: Where, provider: str, task_id: str
                 first = False
                 for line in lines:
                     print(printable(line, limit=4000), flush=True)
-
-
-@contextlib.contextmanager
-def leaving(again: str, what: str) -> Iterator[None]:
-    """When Ctrl-C ends what is inside, say that the thing itself goes on, and how to come back to it."""
-    try:
-        yield
-    except anyio.get_cancelled_exc_class():
-        print(f"{what} goes on; come back to it with: {again}", file=sys.stderr)
-        raise
 
 
 async def _watch(broker: "Broker", screen: "TaskScreen", provider: str, task_id: str, cursor: str | None) -> None:

@@ -63,7 +63,7 @@ def import_(
         raise ConfigError("several keys are given", hint="Give one of --keystore, --key-file and --key-fd")
     place = check_free(name)
     if keystore is None:
-        _told(where, name, save_wallet(name, _key(key_file, key_fd), new_password(where)))
+        _told(where, name, save_wallet(name, private_key_of(key_file, key_fd), new_password(where)))
         return
     signer = _open(keystore, _password(where, f"Password of {keystore.name}: "))
     signer.close()
@@ -178,7 +178,12 @@ def _open(path: Path, password: bytes) -> "LocalSigner":
     return LocalSigner.from_keystore(path, password)
 
 
-def _key(file: Path | None, descriptor: int | None) -> str:
+def private_key_of(file: Path | None, descriptor: int | None) -> str:
+    """Get a private key: from a file, a file descriptor, the environment, or by asking.
+
+    Raises:
+        ConfigError: There is none.
+    """
     if file is not None:
         return hidden(read_private(file, what="key file", limit=1024).decode("ascii", "replace"))
     if descriptor is not None:
