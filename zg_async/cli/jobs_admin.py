@@ -33,7 +33,7 @@ async def list_(*, status: str | None = None, label: tuple[str, ...] = (), where
         label: Only jobs with this label, as NAME=VALUE; several: all of them.
         where: Network and wallet.
     """
-    wanted = dict(text.partition("=")[::2] for text in label)
+    wanted = {name: value for name, _, value in (text.partition("=") for text in label)}
     async with _journal(where) as (store, _):
         for state in await _states(store):
             labels = dict(state.spec.labels) if state.spec else {}

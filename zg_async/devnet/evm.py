@@ -219,7 +219,7 @@ class Evm:
 
     def _next_header(self, timestamp: int, base_fee: int | None) -> Any:
         head = self.head
-        header = _Vm.create_header_from_parent(
+        header = _Vm.create_header_from_parent(  # pyright: ignore[reportAbstractUsage]  each fork has it
             head.header,
             timestamp=timestamp,
             gas_limit=self.gas_limit,

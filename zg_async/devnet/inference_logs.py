@@ -24,7 +24,7 @@ class ProviderLogs:
         self._provider = provider
         self._clock = clock
         self._lines: dict[str, collections.deque[str]] = {c: collections.deque(maxlen=_LINES) for c in COMPONENTS}
-        self._changed = dict.fromkeys(COMPONENTS, clock.now())
+        self._changed: dict[str, float] = dict.fromkeys(COMPONENTS, clock.now())
 
     def note(self, component: str, text: str) -> None:
         """Write a line."""

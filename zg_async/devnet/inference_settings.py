@@ -129,10 +129,12 @@ class InferenceChain(Protocol):
     @property
     def chain_id(self) -> int:
         """The chain's id."""
+        ...
 
     @property
     def inference_address(self) -> Address:
         """InferenceServing, which settlements are signed for."""
+        ...
 
     async def account(self, user: Address) -> InferenceAccount | None:
         """Return a user's sub-account at this provider, None if there is none."""
@@ -142,9 +144,11 @@ class InferenceChain(Protocol):
 
     async def block_number(self) -> int:
         """Return the newest block's number."""
+        ...
 
     async def acknowledged(self, from_block: int, to_block: int) -> Sequence[Acknowledgement]:
         """Return this provider's `DeliverableAcknowledged` events in some blocks, both ends included."""
+        ...
 
     async def model_root_hash(self, user: Address, task_id: TaskId) -> bytes:
         """Return a deliverable's root hash.
@@ -152,6 +156,8 @@ class InferenceChain(Protocol):
         Raises:
             LookupError: There is no such deliverable.
         """
+        ...
 
     async def settle_fees(self, settlements: Sequence[FeeSettlement]) -> Sequence[SettlementResult]:
         """Send `settleFeesWithTEE` from the provider's wallet, wait, and return what came of each item."""
+        ...

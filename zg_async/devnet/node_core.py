@@ -77,7 +77,7 @@ class NodeCore:
             change = await self.run(work)
             for tell in tuple(self._on_change):
                 tell(change)
-        return change
+        return change  # pyright: ignore[reportPossiblyUnboundVariable]  a shield swallows nothing
 
     async def send(self, raw: bytes) -> bytes:
         """Take a signed transaction; with automine, return when its block stands.

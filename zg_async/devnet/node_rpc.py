@@ -360,7 +360,7 @@ def _failed(number: Any, failure: RpcFailure) -> Json:
 
 
 def _takes(method: Method, count: int) -> bool:
-    function: Any = method.__func__ if hasattr(method, "__func__") else method
+    function: Any = getattr(method, "__func__", method)
     most = function.__code__.co_argcount - (1 if hasattr(method, "__self__") else 0)
     least = most - len(function.__defaults__ or ())
     return bool(least <= count <= most)

@@ -118,6 +118,7 @@ def _job(batch: Batch, model: str, dataset: str, params: str) -> JobSpec:
     what = json.dumps([batch.name, model, source, json.loads(params)], sort_keys=True)
     digest = hashlib.sha256(what.encode()).hexdigest()
     folder = f"{_plain(model)}-{_plain(Path(dataset).stem)}-{digest[:10]}"
+    fields: dict[str, Any] = {"name": folder} | dict(batch.job)
     return JobSpec(
         model=model,
         dataset=source,
@@ -127,7 +128,7 @@ def _job(batch: Batch, model: str, dataset: str, params: str) -> JobSpec:
         key=f"batch/{digest}",
         batch=batch.name,
         batch_max_spend=batch.max_spend,
-        **({"name": folder} | dict(batch.job)),
+        **fields,
     )
 
 

@@ -493,7 +493,8 @@ def _decode(value: Any, hint: Any) -> Any:
     if hint is JobSpec:
         return spec_from_json(_typed(value, dict))
     if hint is Paid:
-        return Paid(tx_hash=TxHash(_typed(value["tx_hash"], str)), gas=int(value["gas"]))
+        paid = _typed(value, dict)
+        return Paid(tx_hash=TxHash(_typed(paid["tx_hash"], str)), gas=int(paid["gas"]))
     if typing.get_origin(hint) is tuple:
         return tuple(_decode(item, typing.get_args(hint)[0]) for item in _typed(value, list))
     if hint is dt.datetime:

@@ -205,9 +205,9 @@ def spec_from_json(value: Mapping[str, Any]) -> JobSpec:
     Raises:
         ValueError: It is not a specification.
     """
-    known = {f.name: value[f.name] for f in dataclasses.fields(JobSpec) if f.name in value}
+    known: dict[str, Any] = {f.name: value[f.name] for f in dataclasses.fields(JobSpec) if f.name in value}
     known["wallets"] = tuple(known.get("wallets") or ())
-    amounts = {name: int(known[name]) for name in _AMOUNTS if known.get(name) is not None}
+    amounts: dict[str, Any] = {name: int(known[name]) for name in _AMOUNTS if known.get(name) is not None}
     try:
         return JobSpec(**(known | amounts))
     except TypeError as error:

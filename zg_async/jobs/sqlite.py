@@ -475,6 +475,7 @@ class SqliteStore:
         outside isn't taken for damage.
         """
         check_writable(is_open=self._db is not None, is_writer=self.is_writer, damage=self.damage)
+        gone = 0
         async with self._commit:
             with anyio.CancelScope(shield=True):
                 gone = await self._in_thread(lambda: self._prune(frozenset(job_ids)))

@@ -60,7 +60,7 @@ class ChatStream:
         """Prepare a stream; nothing is sent before it is entered. `inference.chat_stream` makes one."""
         self._opener = opener
         self._finish = finish
-        self._verify = verify
+        self._verify: Verify | None = verify
         self._stack = AsyncExitStack()
         self._open: _Open | None = None
         self._chunks: AsyncGenerator[bytes, None] | None = None

@@ -112,6 +112,7 @@ class InferenceServices:
             include_unacknowledged: Also those whose TEE signer the contract owner hasn't approved.
         """
         answers: dict[str, bytes] = {}
+        services: tuple[InferenceService, ...] | ZgError = ()
         async with anyio.create_task_group() as group:
             for name in ("health", "models"):
                 group.start_soon(self._ask_status, name, answers)

@@ -78,7 +78,7 @@ class Proxy:
         self.broker = broker
         self.upstreams = Upstreams(upstreams, broker.clock, pause=pause)
         self.budget = Budget(spend_cap)
-        self.verify = verify
+        self.verify: Verify | None = verify
         self._gate = Gate(self.token, hosts=hosts, origins=origins)
         self._proofs: OrderedDict[str, tuple[Upstream, AnswerProof | None]] = OrderedDict()
         for upstream in upstreams:

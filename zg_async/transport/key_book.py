@@ -52,9 +52,11 @@ class KeyBook(Protocol):
         Returns:
             False if the id is in use already.
         """
+        ...
 
     async def issued(self, wallet: Address, provider: Address) -> Sequence[IssuedKey]:
         """Return the keys made for a provider, of all generations, oldest first."""
+        ...
 
 
 class MemoryKeyBook:

@@ -338,8 +338,10 @@ def _parse_reply(host: str, status: int, headers: dict[str, str], data: bytes, l
         value, reason = None, f"{error}: {printable(data.decode(errors='replace'), limit=120)!r}"
     if status == 429:
         raise ChainUnavailableError(f"{host} limits the rate (status 429)", retry_after=wait)
-    is_answer = isinstance(value, list) or (isinstance(value, dict) and ("result" in value or "error" in value))
-    if is_answer and (status < 500 or isinstance(value, list) or value.keys() & {"id", "jsonrpc"}):
+    is_batch = isinstance(value, list)
+    members = frozenset(value) if isinstance(value, dict) else frozenset()
+    is_answer = is_batch or bool(members & {"result", "error"})
+    if is_answer and (status < 500 or is_batch or members & {"id", "jsonrpc"}):
         return value  # also with status 4xx and 5xx: the body says more, if it is the node's and not a gateway's
     if status >= 500 or status == 408:
         raise ChainUnavailableError(f"{host} answered status {status}: {reason}", retry_after=wait)

@@ -190,7 +190,8 @@ def _param(words: list[str]) -> Param:
 
 @functools.cache
 def _structs() -> Mapping[str, str]:
-    return dict(line.removesuffix(")").split("(", 1) for line in STRUCTS.splitlines() if line)
+    lines = (line.removesuffix(")").partition("(") for line in STRUCTS.splitlines() if line)
+    return {name: fields for name, _, fields in lines}
 
 
 class LazyMap(Mapping[Any, Any]):

@@ -238,10 +238,12 @@ class TokenAccount(Protocol):
     @property
     def generation(self) -> int:
         """Tokens of a smaller generation are revoked."""
+        ...
 
     @property
     def revoked_bitmap(self) -> int:
         """Bit n set: API key n is revoked."""
+        ...
 
 
 def check_session_token(
