@@ -113,12 +113,33 @@ class LogSink(logging.Handler):
 
 
 _processes: list[str] = []
+_watches: list["SuiteWatch"] = []
 _audited = False
 
 
 def _audit(event: str, arguments: tuple[Any, ...]) -> None:
     if event in ("subprocess.Popen", "os.exec", "os.posix_spawn", "os.system", "os.spawn"):
         _processes.append(repr(arguments))
+        for watch in _watches:
+            watch.child(event, arguments)
+
+
+def _install_audit() -> None:
+    """Listen to what processes are started; there is no way to stop that again."""
+    global _audited
+    if not _audited:
+        sys.addaudithook(_audit)
+        _audited = True
+
+
+def _started_by_package() -> bool:
+    """Whether a frame of the package is among the callers: tests may hand keys to the programs they start."""
+    frame: types.FrameType | None = sys._getframe(1)
+    while frame is not None:
+        if f"{os.sep}zg_async{os.sep}" in frame.f_code.co_filename:
+            return True
+        frame = frame.f_back
+    return False
 
 
 def shown_locals(error: BaseException, *, beyond: tuple[str, ...] = ()) -> str:
@@ -166,10 +187,7 @@ class Sinks:
         self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> "Sinks":
-        global _audited
-        if not _audited:
-            sys.addaudithook(_audit)
-            _audited = True
+        _install_audit()
         _processes.clear()
         self._stack.enter_context(self._logging())
         self.warned = self._stack.enter_context(warnings.catch_warnings(record=True))
@@ -300,8 +318,13 @@ def public_fields(value: object) -> dict[str, object]:
 
 
 class SuiteWatch(logging.Handler):
-    """Reads every log record of a whole test run for the keys and tokens made in it. Cheap: one search per record."""
+    """Looks for the keys and tokens of a whole test run wherever that is cheap.
 
+    In every log record, in arguments and environment of each child that the package starts, and at the end in each
+    journal, outbox and audit log that a test has left.
+    """
+
+    _STORES = re.compile(r"\.(sqlite|head|audit)|audit.*\.jsonl|completion\.json|config\.json")
     _LOOKS_SECRET = re.compile(r"[0-9a-fA-F]{64}|app-sk-[A-Za-z0-9+/=_-]{8,}")
 
     def __init__(self) -> None:
@@ -313,8 +336,29 @@ class SuiteWatch(logging.Handler):
         text = f"{record.getMessage()} {record.args!r}"
         if record.exc_info and record.exc_info[1]:
             text += "".join(traceback.format_exception(record.exc_info[1]))
-        if any(match.lower() in self.secrets for match in self._LOOKS_SECRET.findall(text)):
+        if self.holds(text):
             self.found.append(f"{record.name}: {record.msg!r}")
+
+    def child(self, event: str, arguments: tuple[Any, ...]) -> None:
+        """Look at a child that is being started."""
+        if _started_by_package():
+            given = arguments[-1] if event != "os.system" else None
+            environment = os.environ if given is None else given
+            if self.holds(f"{arguments[:-1]!r} {dict(environment)!r}"):
+                self.found.append(f"child process: {arguments[0]!r}")
+
+    def holds(self, text: str) -> bool:
+        """Whether a text holds a key or token that is known."""
+        return any(match.lower() in self.secrets for match in self._LOOKS_SECRET.findall(text))
+
+    def in_files(self, folder: pathlib.Path) -> list[str]:
+        """Return the journals, outboxes and audit logs below a folder that hold a key or token."""
+        found = []
+        for path in folder.rglob("*"):
+            ours = self._STORES.search(path.name) and path.parent.name != ".0g-compute-cli"  # the peers' is as it is
+            if ours and path.is_file() and self.holds(path.read_bytes().decode("latin-1")):
+                found.append(str(path))
+        return found
 
     def know(self, secret: str | bytes | bytearray) -> None:
         """Watch for one more secret."""
@@ -337,6 +381,8 @@ class SuiteWatch(logging.Handler):
             self.know(token)
             return token
 
+        _install_audit()
+        _watches.append(self)
         library = logging.getLogger("zg_async")
         level = library.level
         logging.getLogger().addHandler(self)
@@ -345,6 +391,7 @@ class SuiteWatch(logging.Handler):
         try:
             yield self
         finally:
+            _watches.remove(self)
             LocalSigner.__init__, signing.encode_session_token = make, encode  # type: ignore[method-assign]
             library.setLevel(level)
             logging.getLogger().removeHandler(self)

@@ -83,13 +83,14 @@ async def _no_task_left() -> AsyncGenerator[None, None]:
 
 
 @pytest.fixture(scope="session")
-def suite_watch() -> Iterator[SuiteWatch]:
+def suite_watch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SuiteWatch]:
     with SuiteWatch().installed() as watch:
         yield watch
+        assert watch.in_files(tmp_path_factory.getbasetemp()) == [], "a private key or session token was stored"
 
 
 @pytest.fixture(autouse=True)
 def _no_secret_logged(suite_watch: SuiteWatch) -> Iterator[None]:
     yield
     found, suite_watch.found = suite_watch.found, []
-    assert found == [], "a private key or session token was logged"
+    assert found == [], "a private key or session token was logged, or given to a child process"

@@ -5,6 +5,7 @@ import secrets
 import stat
 import sys
 from pathlib import Path
+from typing import Final
 
 from zg_async.errors import ConfigError
 
@@ -38,6 +39,19 @@ def make_private_dir(path: Path) -> Path:
         if not folder.exists():
             folder.mkdir(mode=0o700, exist_ok=True)
     return path
+
+
+SECRET_VARIABLES: Final = frozenset({"ZG_PRIVATE_KEY", "PRIVATE_KEY", "ZG_PASSWORD", "ZG_SERVE_TOKEN", "ZG_OWNER_KEY"})
+"""Environment variables that programs of this package take secrets from."""
+
+
+def child_environment(*keep: str) -> dict[str, str]:
+    """Return this process's environment for a child, which gets none of our secrets.
+
+    Args:
+        keep: Those of `SECRET_VARIABLES` that this child is meant to have.
+    """
+    return {name: value for name, value in os.environ.items() if name not in SECRET_VARIABLES or name in keep}
 
 
 def require_private(path: Path, *, what: str) -> None:

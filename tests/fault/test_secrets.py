@@ -1,5 +1,7 @@
 """Keys, passwords, tokens and signatures go where they have to, and nowhere else."""
 
+import contextlib
+import io
 import json
 import logging
 import os
@@ -17,6 +19,7 @@ import zg_async
 from tests.canary import SPELLINGS, Canary, Sinks, SuiteWatch, spell
 from tests.devnet.conftest import DATASET, MODEL, PARAMS, devnet, faults, open_broker, provider, zg_devnet
 from tests.devnet.conftest import zg_devnet_options as zg_devnet_options
+from tests.unit.test_cli_config import home as home
 from zg_async import (
     HttpSettings,
     JobRunner,
@@ -27,7 +30,10 @@ from zg_async import (
     ZgError,
     create_broker,
 )
+from zg_async.cli.main import run
 from zg_async.devnet.process import DevnetProcess
+from zg_async.paths import SECRET_VARIABLES
+from zg_async.transport import keystore
 from zg_async.units import NEURON_PER_0G
 from zg_async.wire import signing
 
@@ -158,6 +164,84 @@ def test_the_watch_over_the_whole_suite_sees_keys_and_tokens_in_any_logger(suite
         assert [line.split(":")[0] for line in watch.found] == ["zg_async.x", "aiohttp"]
     assert suite_watch.found == watch.found
     suite_watch.found.clear()
+
+
+@pytest.mark.goal("SEC-03", part="planted leaks are found")
+def test_the_watch_over_the_whole_suite_sees_children_of_the_package_and_stores(suite_watch, tmp_path, monkeypatch):
+    from zg_async.devnet import process
+
+    with SuiteWatch().installed() as watch:
+        watch.know(SECRET)
+        environment = {"SOME_KEY": SECRET.hex()}
+        subprocess.run([sys.executable, "-c", ""], env=environment, check=True)  # a test's own child
+        assert watch.found == []
+        monkeypatch.setattr(process, "child_environment", lambda *keep: environment)
+        with pytest.raises(ZgError):
+            process.DevnetProcess("--no-such-flag").start()
+        assert len(watch.found) == 1
+        assert watch.in_files(tmp_path) == []
+        with sqlite3.connect(tmp_path / "jobs.sqlite") as journal:
+            journal.execute("create table event (body)")
+            journal.execute("insert into event values (?)", (json.dumps({"key": SECRET.hex()}),))
+        journal.close()
+        assert watch.in_files(tmp_path) == [str(tmp_path / "jobs.sqlite")]
+    assert suite_watch.found == []
+
+
+@pytest.mark.goal("SEC-03", part="child environment")
+def test_a_devnet_of_ones_own_gets_none_of_the_users_secrets(monkeypatch):
+    from zg_async.devnet import process
+
+    started = []
+
+    def popen(command, **options):
+        started.append(options["env"])
+        raise InterruptedError
+
+    for variable in SECRET_VARIABLES:
+        monkeypatch.setenv(variable, SECRET.hex())
+    monkeypatch.setattr(process.subprocess, "Popen", popen)
+    with pytest.raises(InterruptedError):
+        process.DevnetProcess().start()
+    assert {name for name, value in started[0].items() if value == SECRET.hex()} == {"ZG_OWNER_KEY"}
+    assert started[0]["PATH"] == os.environ["PATH"]
+
+
+# ---- the command line
+
+
+@pytest.mark.goal("SEC-03", part="the command line")
+def test_no_secret_comes_out_of_the_command_line(home, secrets, tmp_path, capfdbinary, monkeypatch):
+    monkeypatch.setattr(keystore, "SCRYPT_N", 4096)
+    monkeypatch.setattr("sys.stdin", io.StringIO())
+    monkeypatch.setenv("ZG_STATE_DIR", str(tmp_path / "state"))
+    codes = []
+
+    def zg(*words, **given):
+        with contextlib.ExitStack() as stack:
+            for flag, secret in given.items():
+                reader, writer = os.pipe()
+                stack.callback(os.close, reader)
+                os.write(writer, secret + b"\n")
+                os.close(writer)
+                words = (*words, f"--{flag.replace('_', '-')}", str(reader))
+            codes.append(run(list(words)))
+
+    away = ("--network", "local", "--rpc", "http://127.0.0.1:1")
+    key, password = secrets.key.hex().encode(), secrets.password
+    with Sinks(tmp_path) as sinks:
+        sinks.printed = lambda: b"".join(capfdbinary.readouterr())
+        zg("wallet", "import", "mine", key_fd=key, password_fd=password)
+        zg("wallet", "import", "mine", "--debug", key_fd=key, password_fd=password)
+        zg("wallet", "import", "cut", "--json", "--debug", key_fd=key[:-1], password_fd=password)
+        zg("wallet", "passwd", "mine", "--debug", password_fd=password[::-1] + b"x", new_password_fd=password)
+        zg("wallet", "passwd", "mine", password_fd=password, new_password_fd=password)
+        zg("wallet", "list", *away)
+        zg("get-account", "--wallet", "mine", *away, "--debug", password_fd=password)
+        zg("whoami", "--wallet", "mine", "--network", "nowhere", password_fd=password)
+        zg("profile", "set", "work", f"private_key={key.decode()}")
+    assert codes == [0, 8, 8, 8, 0, 3, 3, 8, 8]
+    assert sinks.leaks(secrets) == []
 
 
 # ---- the whole run

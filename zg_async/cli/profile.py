@@ -83,15 +83,17 @@ def list_(*, where: Where = HERE) -> None:
 
 
 @app.command
-def use(name: str) -> None:
+def use(name: str, *, where: Where = HERE) -> None:
     """Make a profile the current one.
 
     Args:
         name: Which.
+        where: Output.
     """
     config = _read()
-    config.profile(name)
+    options = dict(config.profile(name))
     write_config(dataclasses.replace(config, current=name))
+    emit(where, "profile", {"name": name, "options": options}, list)
 
 
 @app.command
@@ -112,12 +114,13 @@ def show(name: str | None = None, *, where: Where = HERE) -> None:
 
 
 @app.command(name="set")
-def set_(name: str, *assignments: str) -> None:
+def set_(name: str, *assignments: str, where: Where = HERE) -> None:
     """Set options of a profile; it is made if there is none of this name. The first one made becomes the current one.
 
     Args:
         name: Which profile.
         assignments: OPTION=VALUE, such as network=testnet, rpc=URL or wallet=NAME; OPTION= removes it.
+        where: Output.
     """
     options: dict[str, str | None] = {}
     for text in assignments:
@@ -125,21 +128,24 @@ def set_(name: str, *assignments: str) -> None:
         if not separator:
             raise ConfigError(f"{printable(text, limit=80)!r} is no OPTION=VALUE")
         options[check_option(option, value)] = value or None
-    _change(_read(), name, options)
+    changed = _change(_read(), name, options)
+    emit(where, "profile", {"name": name, "options": dict(changed.profile(name))}, list)
 
 
 @app.command
-def remove(name: str) -> None:
+def remove(name: str, *, where: Where = HERE) -> None:
     """Remove a profile. Its wallet stays.
 
     Args:
         name: Which.
+        where: Output.
     """
     config = _read()
-    config.profile(name)
+    options = dict(config.profile(name))
     profiles = {other: options for other, options in config.profiles.items() if other != name}
     current = None if config.current == name else config.current
     write_config(dataclasses.replace(config, current=current, profiles=profiles))
+    emit(where, "profile_removed", {"name": name, "options": options}, list)
 
 
 @app.command(name="import")
@@ -185,6 +191,7 @@ def _read() -> ConfigFile:
     return read_config(config_path(os.environ))
 
 
-def _change(config: ConfigFile, name: str, options: dict[str, str | None]) -> None:
+def _change(config: ConfigFile, name: str, options: dict[str, str | None]) -> ConfigFile:
     changed = config.changed(name, **options)
     write_config(changed if config.current else dataclasses.replace(changed, current=name))
+    return changed

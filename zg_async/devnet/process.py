@@ -18,6 +18,7 @@ import anyio.to_thread
 from zg_async.devnet.record import network_of
 from zg_async.errors import ConfigError
 from zg_async.networks import Network
+from zg_async.paths import child_environment
 
 _READY_SECONDS: Final = 60.0
 _STOP_SECONDS: Final = 20.0
@@ -83,6 +84,7 @@ class DevnetProcess:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             close_fds=True,
+            env=child_environment("ZG_OWNER_KEY"),  # for --attach
             start_new_session=True,  # Ctrl-C is for us: we end it
         )
         return self._process
@@ -90,6 +92,8 @@ class DevnetProcess:
     def _wait_ready(self, process: "subprocess.Popen[bytes]") -> None:
         try:
             self._info = json.loads(self._first_line(process))
+            if "rpc_url" not in self._info:
+                raise ValueError(self._info.get("message"))
         except (ValueError, queue.Empty) as error:
             self.stop()
             raise ConfigError("the devnet didn't get ready", hint="Its own words are on standard error") from error
