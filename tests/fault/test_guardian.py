@@ -3,6 +3,7 @@
 import datetime as dt
 import random
 
+import anyio
 import anyio.to_thread
 import pytest
 
@@ -252,3 +253,52 @@ async def test_a_signer_that_changes_or_loses_its_approval_is_told_with_what_fol
     assert (PROVIDERS[1] if change == "another" else "approval") in warning.message
     assert SIGNER in warning.message
     assert "can't settle the task" in warning.message
+
+
+async def test_deadlines_count_by_the_chains_clock_where_it_is_ahead(tmp_path):
+    case = Case(tmp_path)
+    await case.deliver()
+    case.world.chain_ahead = 0.96 * SECONDS
+    case.fails = lambda kind, part: kind == "provider"
+    (state,) = await case.alive(0, 0.02)
+    assert state.unverified
+    assert case.acknowledged_at < 0.01
+    assert [e.percent for e in case.events("ack_deadline_near")] == [50, 80, 95]
+
+
+async def test_a_task_that_another_runner_with_a_journal_of_its_own_drives_is_left_to_it_while_it_lives(tmp_path):
+    case, other = Case(tmp_path), Journal()
+    case.world.stuck_at = TaskProgress.TRAINING
+    async with JobRunner(Process(case.world).broker, MemoryStore(other)) as guard:
+        async with case.runner() as first:
+            job = await first.submit(case.world.spec(deploy=False))
+            await case.clock.run_until(case.clock.now() + 600)
+            assert await guard.list_jobs() == ()
+            assert await job.status() is JobStatus.RUNNING
+        await case.clock.run_until(case.clock.now() + 60)
+        (adopted,) = await guard.list_jobs()
+        assert adopted.adopted
+        case.world.stuck_at = None
+        await case.clock.run_until(case.clock.now() + 600)
+        assert await (await guard.attach(adopted.job_id)).status() is JobStatus.SUCCEEDED
+    assert case.world.transactions.count("acknowledge_deliverable") == 1
+    assert not list((tmp_path / "state" / "runners").iterdir())
+
+
+async def test_a_delivery_that_the_other_runner_doesnt_take_is_not_left_to_it_for_long(tmp_path):
+    case, other = Case(tmp_path), Journal()
+
+    async def never(request):
+        if request.stage == "acknowledge_deliverable":
+            await anyio.sleep_forever()
+        return True
+
+    broker = Process(case.world).broker
+    async with JobRunner(broker, MemoryStore(case.journal), approve=never) as first:
+        await first.submit(case.world.spec(deploy=False))
+        async with JobRunner(Process(case.world).broker, MemoryStore(other)) as guard:
+            await case.clock.run_until(case.clock.now() + 600)
+            assert await guard.list_jobs() == ()
+            await case.clock.run_until(case.clock.now() + 600)
+            assert len(await guard.list_jobs()) == 1
+    assert case.acknowledged_at is not None

@@ -125,6 +125,7 @@ class World:
         self.fail_at: TaskProgress | None = None
         self.stuck_at: TaskProgress | None = None
         self.most_accounts = 50
+        self.chain_ahead = 0.0
         self.log = ""
         self.settles = True
         self.reverts: list[str] = []
@@ -370,6 +371,10 @@ class FakeChain:
 
     async def gas_price(self) -> int:
         return 1
+
+    async def block(self) -> SimpleNamespace:
+        now = self.world.clock.now() + self.world.chain_ahead
+        return SimpleNamespace(timestamp=dt.datetime.fromtimestamp(now, dt.UTC))
 
     async def write(self, name: str, effect: Callable[[], None], *, key: str | None) -> Receipt:
         key = key or f"unnamed {len(self.world.outbox)}"

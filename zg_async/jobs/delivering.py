@@ -1,5 +1,6 @@
 """The stages after delivery: download, acknowledge, decrypt, deploy."""
 
+import datetime as dt
 import json
 import os
 import platform
@@ -29,7 +30,7 @@ from zg_async.jobs.events import (
     ModelDownloaded,
 )
 from zg_async.jobs.window import reminders, window_of
-from zg_async.jobs.work import Work, check_terms, known, now_of
+from zg_async.jobs.work import Work, chain_now, check_terms, known
 from zg_async.logs import get_logger
 from zg_async.managers.adapter_files import describe_adapter
 from zg_async.managers.deliverables import lost_key
@@ -56,11 +57,12 @@ async def download_model(work: Work) -> AsyncGenerator[Event, None]:
     mark there is one more; what happens without a right copy is the specification's `on_unverified`.
     """
     while True:
-        for reminder in reminders(work.state, now_of(work)):
+        now = await chain_now(work)
+        for reminder in reminders(work.state, now):
             yield reminder
-        is_last, model, reason = _is_last_call(work), None, "the download took too long"
+        is_last, model, reason = _is_last_call(work, now), None, "the download took too long"
         try:
-            with anyio.move_on_after(_attempt_seconds(work)):
+            with anyio.move_on_after(_attempt_seconds(work, now)):
                 model = await _download(work)
         except HashMismatchError as error:
             if work.spec.on_unverified != "acknowledge_unverified":
@@ -68,7 +70,7 @@ async def download_model(work: Work) -> AsyncGenerator[Event, None]:
                 raise
             reason = error.message
             if not is_last:
-                await work.broker.clock.sleep(known(window_of(work.state)).longest_pause(now_of(work)))
+                await work.broker.clock.sleep(known(window_of(work.state)).longest_pause(await chain_now(work)))
         except (ProviderError, ConfigError) as error:
             if not is_last:
                 raise
@@ -96,14 +98,14 @@ async def _without_copy(work: Work, reason: str) -> DeliveryUnverified | Deliver
     )
 
 
-def _is_last_call(work: Work) -> bool:
+def _is_last_call(work: Work, now: dt.datetime) -> bool:
     window = window_of(work.state)
-    return window is not None and now_of(work) >= window.last_call
+    return window is not None and now >= window.last_call
 
 
-def _attempt_seconds(work: Work) -> float | None:
+def _attempt_seconds(work: Work, now: dt.datetime) -> float | None:
     """Return how long an attempt may take: until the next mark, then half of what is left."""
-    window, now = window_of(work.state), now_of(work)
+    window = window_of(work.state)
     if window is None:
         return None
     mark = window.next_mark(now)
@@ -126,9 +128,10 @@ async def acknowledge_deliverable(work: Work) -> AsyncGenerator[Event, None]:
     otherwise.
     """
     keys = work.keys(f"acknowledge_deliverable/{work.task_id}")
-    for reminder in reminders(work.state, now_of(work)):
+    now = await chain_now(work)
+    for reminder in reminders(work.state, now):
         yield reminder
-    may_stop = not _is_last_call(work) and not await work.sent(*keys)
+    may_stop = not _is_last_call(work, now) and not await work.sent(*keys)
     if may_stop:
         await check_terms(work)
     model = work.state.model

@@ -35,16 +35,19 @@ from zg_async.jobs.events import (
     JobWarned,
     ProviderExcluded,
     StageRetrying,
+    TaskCreated,
+    TaskRequested,
 )
 from zg_async.jobs.limits import next_limit
 from zg_async.jobs.policies import MAX_ATTEMPTS, Approval, Approve, is_approved, policy_of
+from zg_async.jobs.presence import Presence
 from zg_async.jobs.scheduler import Scheduler
 from zg_async.jobs.stages import next_stage
 from zg_async.jobs.state import JobState, JobStatus, apply, fold
 from zg_async.jobs.store import Store
 from zg_async.jobs.training import charge, was_refused
 from zg_async.jobs.window import window_of
-from zg_async.jobs.work import Stage, Work
+from zg_async.jobs.work import Stage, Work, chain_now
 from zg_async.logs import get_logger
 from zg_async.managers.watch import wait_any
 from zg_async.tracing import span
@@ -97,6 +100,8 @@ class Driver:
         self._scope: anyio.CancelScope | None = None
         self.stopping = anyio.CancelScope()
         """Around `run`: a scope, because that waits for threads at work, and a plain task's cancellation doesn't."""
+        self.presence: Presence | None = None
+        """Where its tasks are named to other runners."""
         self.approve: Approve | None = None
         """Asked before stages that pay, acknowledge or deploy."""
         self.ended = anyio.Event()
@@ -112,6 +117,8 @@ class Driver:
 
     async def commit(self, event: Event) -> Event:
         """Make an event durable, then believe it."""
+        if self.presence is not None and isinstance(event, TaskRequested | TaskCreated):
+            await self.presence.claim(_name_of(event))
         (recorded,) = await self.store.append(self.job_id, dataclasses.replace(event, at=now(self.clock)))
         self.work.state = apply(self.work.state, recorded)
         self._news.set()
@@ -161,6 +168,9 @@ class Driver:
             JournalError: Something couldn't be recorded, so nothing more was done.
         """
         self.work.state = fold(await self.store.read(self.job_id))
+        if self.presence is not None and self.state.request_nonce is not None:
+            names = (str(self.state.request_nonce), self.state.task_id)
+            await self.presence.claim(*(name for name in names if name))
         while not self.state.status.is_terminal:
             await self._tell_switches()
             stage = next_stage(self.state)
@@ -233,7 +243,7 @@ class Driver:
 
     async def _failed(self, stage: Stage, error: ZgError) -> None:
         """Try again later if that can help, else end the job."""
-        retry = _retry(self.state, stage, error, now(self.clock))
+        retry = _retry(self.state, stage, error, now(self.clock), await chain_now(self.work))
         if retry is None:
             if _may_fail_over(self.state, stage, error):
                 provider = self.work.provider
@@ -287,6 +297,10 @@ class Driver:
         self.work.scheduler.release(self.job_id)
 
 
+def _name_of(event: TaskRequested | TaskCreated) -> str:
+    return event.task_id if isinstance(event, TaskCreated) else str(event.request_nonce)
+
+
 def _has_task(state: JobState) -> bool:
     """Say whether the provider has, or may have, a task of this job that isn't finished."""
     if state.decrypted is not None or state.status.is_terminal:
@@ -307,13 +321,15 @@ def _may_fail_over(state: JobState, stage: Stage, error: ZgError) -> bool:
     return is_theirs and state.request_nonce is None and stage.name in _BEFORE_TASK
 
 
-def _retry(state: JobState, stage: Stage, error: ZgError, now: dt.datetime) -> StageRetrying | None:
-    """Decide whether a stage is tried again, and when."""
+def _retry(
+    state: JobState, stage: Stage, error: ZgError, now: dt.datetime, chain_now: dt.datetime
+) -> StageRetrying | None:
+    """Decide whether a stage is tried again, and when; deadlines count by the chain's time."""
     fresh = isinstance(error, ContractRevertedError) and error.tx_hash is not None
     if fresh and state.generations.get(stage.name, 0) >= MAX_REVERTED:
         return None
     window = window_of(state) if stage.name in _UNTIL_DEADLINE else None
-    may_go_on = window is not None and now < window.deadline
+    may_go_on = window is not None and chain_now < window.deadline
     can_help = fresh or error.retryable or isinstance(error, UnfinishedTaskError | TransactionReplacedError)
     if not (can_help or (may_go_on and isinstance(error, _MAY_BE_MENDED))):
         return None
@@ -330,7 +346,7 @@ def _retry(state: JobState, stage: Stage, error: ZgError, now: dt.datetime) -> S
     )
     wait = max(own, min(told, LONGEST_TOLD_WAIT))
     if window is not None:
-        wait = min(wait, window.longest_pause(now))
+        wait = min(wait, window.longest_pause(chain_now))
     return StageRetrying(
         stage=stage.name,
         attempt=attempt,

@@ -11,6 +11,7 @@ import datetime as dt
 import hashlib
 import logging
 from collections.abc import Callable, Iterable
+from collections.abc import Set as AbstractSet
 from typing import TYPE_CHECKING, Final
 
 import anyio
@@ -19,6 +20,7 @@ from zg_async.correlation import correlated
 from zg_async.errors import ZgError
 from zg_async.jobs.driver import Driver, now
 from zg_async.jobs.events import JobResumed, JobSubmitted, JobWarned, TaskAdopted
+from zg_async.jobs.presence import Presence
 from zg_async.jobs.spec import JobSpec
 from zg_async.jobs.state import JobState, JobStatus, fold
 from zg_async.jobs.store import Store
@@ -37,6 +39,8 @@ _log = get_logger("zg_async.guardian")
 LOOK_SECONDS: Final = 30.0
 """Between two looks; providers look for acknowledgements once a minute."""
 _BEFORE_DELIVERY: Final = frozenset({"create_task", "train", "cancel"})
+_PATIENCE: Final = dt.timedelta(minutes=15)
+"""How long another runner that drives a delivered task is given, of a window that lasts half an hour at least."""
 UNKNOWN_MODEL: Final = "unknown"
 
 
@@ -49,6 +53,7 @@ class Guardian:
         store: Store,
         drivers: Callable[[], Iterable[Driver]],
         start: Callable[[JobState], None],
+        presence: Presence,
     ) -> None:
         """Bind it.
 
@@ -57,13 +62,18 @@ class Guardian:
             store: The journal.
             drivers: Tells who drives now.
             start: Has a job driven.
+            presence: Tells what other runners drive.
         """
+        self._presence = presence
         self._broker = broker
         self._store = store
         self._drivers = drivers
         self._start = start
         self._owners: dict[TaskId, JobId] = {}
         """Which job accounts for a task; never changes."""
+        self._skew = 0.0
+        self._elsewhere: AbstractSet[str] = frozenset()
+        """Tasks that other runners of this user drive."""
         self._hindered: set[Address] = set()
         """Wallets whose last look failed."""
         self.stopping = anyio.CancelScope()
@@ -95,6 +105,9 @@ class Guardian:
 
     async def _look(self, view: "Broker", wallet: Address) -> None:
         found = await view.fine_tuning.list_open_tasks()
+        block = await view.chain.block()
+        self._skew = max(block.timestamp.timestamp() - self._broker.clock.now(), 0.0)
+        self._elsewhere = await self._presence.others() if found.tasks else frozenset()
         for task in found.tasks:
             await self._guard(wallet, task)
         await self._warn(view, wallet, found)
@@ -130,13 +143,15 @@ class Guardian:
         if task.deliverable is None or state.forfeited or state.failure is None:
             return
         window = window_of(state)
-        if state.failure.stage not in _BEFORE_DELIVERY and window is not None and self._now() < window.last_call:
+        if state.failure.stage not in _BEFORE_DELIVERY and window is not None and self._chain_now() < window.last_call:
             return
         with correlated(job_id=state.job_id, task_id=task.task_id, provider=state.provider):
             _log.warning("job %s failed with its delivery open; resuming it", state.job_id)
         self._start(fold(await self._store.append(state.job_id, JobResumed(at=self._now())), state))
 
     async def _adopt(self, wallet: Address, task: OpenTask) -> None:
+        if self._is_driven_elsewhere(task):
+            return
         service = task.service
         if service is None:
             with correlated(task_id=task.task_id, provider=task.provider):
@@ -165,6 +180,13 @@ class Guardian:
             self._owners[task.task_id] = job_id
             self._start(fold(events))
 
+    def _is_driven_elsewhere(self, task: OpenTask) -> bool:
+        """Say whether to leave a task to another runner; a delivered one isn't left to it for long."""
+        names = {task.task_id, str(task.task.request_nonce)} if task.task else {task.task_id}
+        if not names & self._elsewhere:
+            return False
+        return task.deliverable is None or self._chain_now() < task.deliverable.timestamp + _PATIENCE
+
     def _spec(self, wallet: Address, task: OpenTask, service: FineTuningService) -> JobSpec:
         return JobSpec(
             model=task.task.model_hash if task.task else UNKNOWN_MODEL,
@@ -189,6 +211,10 @@ class Guardian:
         for driver in drivers:
             if changed := _signer_changed(driver.state, found):
                 await _tell(driver, changed)
+
+    def _chain_now(self) -> dt.datetime:
+        """Return the time by which deadlines count."""
+        return self._now() + dt.timedelta(seconds=self._skew)
 
     def _now(self) -> dt.datetime:
         return now(self._broker.clock)

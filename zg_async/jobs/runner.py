@@ -35,6 +35,7 @@ from zg_async.jobs.live import follow, notebook_display, state_html
 from zg_async.jobs.plan import JobPlan, make_plan
 from zg_async.jobs.policies import Approve
 from zg_async.jobs.preparing import first_key
+from zg_async.jobs.presence import Presence
 from zg_async.jobs.scheduler import Scheduler
 from zg_async.jobs.spec import JobSpec, check_output, is_same, make_output, normalise
 from zg_async.jobs.sqlite import SqliteStore
@@ -79,6 +80,7 @@ class JobRunner:
         self._background = Background()
         self._drivers: dict[JobId, Driver] = {}
         self._pool = WalletPool(broker, lambda: [driver.state.wallet for driver in self._drivers.values()])
+        self._presence = Presence(broker.state_dir / "runners")
         self._guardian = self._make_guardian()
         self._guards = guard
         self._holding = anyio.CancelScope()
@@ -118,6 +120,7 @@ class JobRunner:
             for driver in drivers:
                 await driver.ended.wait()
             await self._background.aclose()
+            await self._presence.leave()
             await self._store.aclose()
 
     # ---- what users call
@@ -381,7 +384,7 @@ class JobRunner:
         self._cap(state)
         try:
             driver = Driver(self._broker, self._store, self._scheduler, state)
-            driver.approve = self._approve
+            driver.approve, driver.presence = self._approve, self._presence
             driver.keep_turn()
         except JournalError as error:
             self._stopped[state.job_id] = error
@@ -465,7 +468,7 @@ class JobRunner:
             self._guardian, self._guards = self._make_guardian(), True
 
     def _make_guardian(self) -> Guardian:
-        return Guardian(self._broker, self._store, lambda: tuple(self._drivers.values()), self._start)
+        return Guardian(self._broker, self._store, lambda: tuple(self._drivers.values()), self._start, self._presence)
 
     async def until_signal(self, *signals: signal.Signals) -> None:
         """Drive jobs until the process is asked to end; then leave the runner, and another one goes on.

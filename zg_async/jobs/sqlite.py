@@ -245,7 +245,7 @@ class SqliteStore:
         if self._read_only:
             return
         path = self._path()
-        self._lock = _take_lock(path.with_name(path.name + ".lock"))
+        self._lock = take_lock(path.with_name(path.name + ".lock"))
         self._writes = self._lock is not None or self._has_expired()
 
     def _try_again(self) -> None:
@@ -600,7 +600,7 @@ def _connect(path: Path) -> sqlite3.Connection:
     return db
 
 
-def _take_lock(path: Path) -> sqlite3.Connection | None:
+def take_lock(path: Path) -> sqlite3.Connection | None:
     """Hold an exclusive transaction until closed; None: another process does."""
     os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
     lock = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=0)

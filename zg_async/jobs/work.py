@@ -4,10 +4,12 @@ import dataclasses
 import datetime as dt
 import json
 from collections.abc import AsyncGenerator, Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from zg_async.errors import (
+    ChainError,
     ContractRevertedError,
     JournalError,
     ServiceNotFoundError,
@@ -46,6 +48,8 @@ class Work:
     """Bound to the job's wallet."""
     state: JobState
     scheduler: Scheduler
+    skew: float = 0.0
+    """Seconds by which the chain's clock is ahead of this machine's."""
     is_plan: bool = False
     """Whether nothing is done, so no turn is taken."""
 
@@ -99,9 +103,15 @@ class Work:
         return tuple(found)
 
 
-def now_of(work: Work) -> dt.datetime:
-    """Return the time."""
-    return dt.datetime.fromtimestamp(work.broker.clock.now(), dt.UTC)
+async def chain_now(work: Work) -> dt.datetime:
+    """Return the time by which deadlines count: this machine's, or the chain's where that is ahead.
+
+    When the chain can't be asked, what it was ahead by before counts.
+    """
+    with suppress(ChainError):
+        block = await work.broker.chain.block()
+        work.skew = max(block.timestamp.timestamp() - work.broker.clock.now(), 0.0)
+    return dt.datetime.fromtimestamp(work.broker.clock.now() + work.skew, dt.UTC)
 
 
 def known(value: _T | None) -> _T:
