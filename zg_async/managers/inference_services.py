@@ -92,7 +92,6 @@ class InferenceServices:
         self._ctx = context
         self._contract = context.services.inference
         self.policy = policy or InferencePolicy()
-        self._known: dict[Address, tuple[float, InferenceService]] = {}
 
     async def list_service(self, include_unacknowledged: bool = False) -> Records[InferenceService]:
         """List the registered inference services, all pages. Needs no key.
@@ -180,22 +179,16 @@ class InferenceServices:
         Raises:
             NoInferenceServiceError: It has none.
         """
-        address = parse_address(provider, what="provider")
-        service = await self._ctx.services.inference_service(address)
-        self._known[address] = (self._ctx.clock.monotonic(), service)
-        return service
+        return await self._ctx.services.inference_service(parse_address(provider, what="provider"))
 
     async def recent_service(self, provider: str) -> InferenceService:
-        """Return a provider's registration as it was at most a minute ago.
+        """Return a provider's registration as it was at most a minute ago, or since a watch saw it change.
 
         Raises:
             NoInferenceServiceError: It has none.
         """
         address = parse_address(provider, what="provider")
-        known = self._known.get(address)
-        if known is not None and self._ctx.clock.monotonic() - known[0] < _SERVICE_SECONDS:
-            return known[1]
-        return await self.get_service(address)
+        return await self._ctx.services.inference_service(address, max_age=_SERVICE_SECONDS)
 
     async def get_service_metadata(self, provider: str, model: str | None = None) -> ServiceMetadata:
         """Return where to send requests, and with which model.

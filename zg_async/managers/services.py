@@ -1,7 +1,8 @@
 """What providers registered on chain, and the names under which the ledger knows the serving contracts."""
 
 import dataclasses
-from typing import Final, Literal
+from collections.abc import Awaitable, Callable
+from typing import Final, Generic, Literal, TypeVar
 
 import anyio
 
@@ -12,6 +13,7 @@ from zg_async.transport.chain import Chain
 from zg_async.wire.contracts import FineTuningContract, InferenceContract, LedgerContract
 from zg_async.wire.records import Address, FineTuningService, InferenceService, ServiceInfo
 
+S = TypeVar("S")
 ServiceType = Literal["fine-tuning", "inference"]
 
 _TTL: Final = 60.0
@@ -31,6 +33,46 @@ class LedgerLimits:
     """Sub-accounts of one wallet with one service type, at most."""
 
 
+class _Kept(Generic[S]):
+    """Registrations by provider, and when each was read."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._found: dict[Address, tuple[float, S]] = {}
+        self._asking: dict[Address, anyio.Lock] = {}
+        self._changes = 0
+
+    def put(self, provider: Address, service: S) -> None:
+        self._found[provider] = (self._clock.monotonic(), service)
+
+    def forget(self, provider: Address | None = None) -> None:
+        self._changes += 1  # what is being read now may be old
+        if provider is None:
+            self._found.clear()
+        else:
+            self._found.pop(provider, None)
+
+    def _recent(self, provider: Address, max_age: float) -> S | None:
+        at, service = self._found.get(provider, (0.0, None))
+        return service if service is not None and self._clock.monotonic() - at < max_age else None
+
+    async def get(self, provider: Address, read: Callable[[], Awaitable[S]], max_age: float) -> S:
+        if (known := self._recent(provider, max_age)) is not None:
+            return known
+        if max_age <= 0:
+            return await self._read(provider, read)
+        async with self._asking.setdefault(provider, anyio.Lock()):
+            known = self._recent(provider, max_age)  # another may have asked meanwhile
+            return known if known is not None else await self._read(provider, read)
+
+    async def _read(self, provider: Address, read: Callable[[], Awaitable[S]]) -> S:
+        before = self._changes
+        service = await read()
+        if self._changes == before:
+            self.put(provider, service)
+        return service
+
+
 class ServiceDirectory:
     """Services, serving contracts' names and limits of one network; shared by all wallets of a broker."""
 
@@ -45,7 +87,8 @@ class ServiceDirectory:
         self._names: dict[ServiceType, str] = {}
         self._limits: LedgerLimits | None = None
         self._terms: tuple[float, int, int] | None = None
-        self._fine_tuning: dict[Address, tuple[float, FineTuningService]] = {}
+        self._fine_tuning: _Kept[FineTuningService] = _Kept(clock)
+        self._inference: _Kept[InferenceService] = _Kept(clock)
         self._lock = anyio.Lock()
 
     async def full_name(self, service_type: str) -> str:
@@ -129,7 +172,9 @@ class ServiceDirectory:
     async def fine_tuning_service(
         self, provider: Address, *, fresh: bool = False, max_age: float = _TTL
     ) -> FineTuningService:
-        """Read a provider's fine-tuning registration; kept for a minute.
+        """Read a provider's fine-tuning registration; kept for a minute, or until a watch sees that it changed.
+
+        Many who ask at once cause one call.
 
         Args:
             provider: The provider's address.
@@ -142,36 +187,37 @@ class ServiceDirectory:
         Raises:
             ServiceNotFoundError: The provider is not registered.
         """
-        now = self._clock.monotonic()
-        known = self._fine_tuning.get(provider)
-        if fresh or known is None or now - known[0] > max_age:
-            service = await self._chain.call(self.fine_tuning.get_service(provider))
-            self._fine_tuning[provider] = (now, service)
-            return service
-        return known[1]
+        return await self._fine_tuning.get(
+            provider, lambda: self._chain.call(self.fine_tuning.get_service(provider)), 0.0 if fresh else max_age
+        )
 
     def forget(self, provider: Address | None = None) -> None:
-        """Forget what is known of a provider's fine-tuning registration; None: of all. The chain says it changed."""
-        if provider is None:
-            self._fine_tuning.clear()
-        else:
-            self._fine_tuning.pop(provider, None)
+        """Forget what is known of a provider's registrations; None: of all. The chain says that they changed."""
+        self._fine_tuning.forget(provider)
+        self._inference.forget(provider)
 
     async def fine_tuning_services(self) -> tuple[FineTuningService, ...]:
         """Read all fine-tuning registrations."""
         services = await self._chain.call(self.fine_tuning.get_all_services())
-        now = self._clock.monotonic()
-        self._fine_tuning = {s.provider: (now, s) for s in services}
+        self._fine_tuning.forget()
+        for service in services:
+            self._fine_tuning.put(service.provider, service)
         return services
 
-    async def inference_service(self, provider: Address) -> InferenceService:
+    async def inference_service(self, provider: Address, *, max_age: float = 0.0) -> InferenceService:
         """Read a provider's inference registration.
+
+        Args:
+            provider: The provider's address.
+            max_age: Seconds for which a registration read before will do, unless a watch saw that it changed.
 
         Raises:
             NoInferenceServiceError: The provider is not registered for inference.
         """
         try:
-            return await self._chain.call(self.inference.get_service(provider))
+            return await self._inference.get(
+                provider, lambda: self._chain.call(self.inference.get_service(provider)), max_age
+            )
         except ServiceNotFoundError as e:
             raise NoInferenceServiceError(
                 f"{provider} is not registered for inference",

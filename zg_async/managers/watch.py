@@ -52,6 +52,7 @@ from zg_async.wire.contracts import (
     DeliverableAcknowledged,
     DeliverableAdded,
     FeesSettled,
+    InferenceServiceUpdated,
     ServiceRemoved,
     ServiceUpdated,
     decode_log,
@@ -62,7 +63,7 @@ _log = get_logger("zg_async.watch")
 
 _FACTS: Final = (DeliverableAdded, DeliverableAcknowledged, FeesSettled, DeliverableAbandoned)
 _TOPICS: Final = tuple(f.__name__ for f in _FACTS)
-_SERVICE_TOPICS: Final = ("ServiceUpdated", "ServiceRemoved")
+_SERVICE_TOPICS: Final = ("ServiceUpdated", "ServiceRemoved", "InferenceServiceUpdated")
 _SERVICE_AGE: Final = 3600.0
 """Seconds a registration is believed while the chain's events, which tell of changes, are read."""
 _SERVICE_AGE_UNTOLD: Final = 60.0
@@ -196,7 +197,7 @@ class WatchHub:
 
     async def _follow(self) -> None:
         topics = [TOPIC[name] for name in (*_TOPICS, *_SERVICE_TOPICS)]
-        addresses = [self.services.fine_tuning.address]
+        addresses = [self.services.fine_tuning.address, self.services.inference.address]
         async with self.chain.logs.follow(addresses=addresses, topics=[topics], cursor=self._cursor) as batches:
             self.services.forget()  # what was read before may have changed before this began
             async for batch in batches:
@@ -219,7 +220,7 @@ class WatchHub:
                 watch.put(fact)
 
     def _dispatch(self, event: Any) -> None:
-        if isinstance(event, ServiceUpdated | ServiceRemoved):
+        if isinstance(event, ServiceUpdated | ServiceRemoved | InferenceServiceUpdated):
             self.services.forget(event.provider)
         if not isinstance(event, _FACTS):
             return
