@@ -8,7 +8,6 @@ process dies: then the file counts no more, and what it named is anybody's.
 import itertools
 import json
 import os
-import sqlite3
 from collections.abc import Set as AbstractSet
 from contextlib import closing, suppress
 from pathlib import Path
@@ -18,7 +17,7 @@ import anyio
 import anyio.to_thread
 
 from zg_async.errors import JournalError
-from zg_async.jobs.sqlite import take_lock
+from zg_async.jobs.sqlite import Lock, take_lock
 from zg_async.logs import get_logger
 from zg_async.paths import make_private_dir
 
@@ -34,7 +33,7 @@ class Presence:
         self._folder = folder
         self._name = f"{os.getpid()}-{next(_numbers)}"
         self._tasks: set[str] = set()
-        self._lock: sqlite3.Connection | None = None
+        self._lock: Lock | None = None
         self._writing = anyio.Lock()
 
     async def claim(self, *names: str) -> None:
@@ -49,14 +48,14 @@ class Presence:
         async with self._writing:
             try:
                 await anyio.to_thread.run_sync(self._write)
-            except (OSError, sqlite3.Error) as error:
+            except (OSError, JournalError) as error:
                 raise JournalError(f"can't write to {self._folder}: {error}", hint="See that there is room") from error
 
     async def others(self) -> AbstractSet[str]:
         """Return what other living runners drive; nothing if that can't be read."""
         try:
             return await anyio.to_thread.run_sync(self._read_others)
-        except (OSError, sqlite3.Error) as error:
+        except (OSError, JournalError) as error:
             _log.warning("can't see which tasks other runners drive: %s", error)
             return frozenset()
 

@@ -600,13 +600,17 @@ def _connect(path: Path) -> sqlite3.Connection:
     return db
 
 
-def take_lock(path: Path) -> sqlite3.Connection | None:
+Lock = sqlite3.Connection
+"""Holds an exclusive transaction on a file until it is closed; the system drops it when the process dies."""
+
+
+def take_lock(path: Path) -> Lock | None:
     """Hold an exclusive transaction until closed; None: another process does."""
     os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
     lock = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=0)
     try:
         lock.execute("begin exclusive")
-    except sqlite3.OperationalError:
+    except sqlite3.Error:
         lock.close()
         return None
     return lock
