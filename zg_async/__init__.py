@@ -121,7 +121,8 @@ _HOMES = {
     "zg_async.wire.metric_series": ("MetricSeries",),
     "zg_async.networks": ("NETWORKS", "Network", "get_network"),
     "zg_async.transport.audit": ("AuditTrail", "AuditedSignature", "AuditedTransaction", "read_audit"),
-    "zg_async.transport.budget": ("FirstTransfer", "SpendLimits"),
+    "zg_async.transport.budget": ("FirstSpending", "FirstTransfer", "SpendLimits"),
+    "zg_async.transport.remote_signer": ("RemoteSigner",),
     "zg_async.transport.fees": ("FeePolicy",),
     "zg_async.transport.http": ("HttpSettings",),
     "zg_async.transport.limiter": ("ProviderLimits",),
@@ -321,6 +322,7 @@ if TYPE_CHECKING:
     from zg_async.transport.audit import AuditedTransaction as AuditedTransaction
     from zg_async.transport.audit import AuditTrail as AuditTrail
     from zg_async.transport.audit import read_audit as read_audit
+    from zg_async.transport.budget import FirstSpending as FirstSpending
     from zg_async.transport.budget import FirstTransfer as FirstTransfer
     from zg_async.transport.budget import SpendLimits as SpendLimits
     from zg_async.transport.fees import FeePolicy as FeePolicy
@@ -328,6 +330,7 @@ if TYPE_CHECKING:
     from zg_async.transport.limiter import ProviderLimits as ProviderLimits
     from zg_async.transport.outbox import MemoryOutbox as MemoryOutbox
     from zg_async.transport.outbox import Outbox as Outbox
+    from zg_async.transport.remote_signer import RemoteSigner as RemoteSigner
     from zg_async.transport.request_gate import RequestLimits as RequestLimits
     from zg_async.transport.retry import RetryPolicy as RetryPolicy
     from zg_async.transport.signer import DecryptionKey as DecryptionKey

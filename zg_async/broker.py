@@ -310,7 +310,8 @@ def create_broker(
         private_key: The wallet's key: 64 hex digits or 32 bytes. None with no other wallet: a read-only broker.
         network: `"mainnet"`, `"testnet"`, `"testnet-dev"`, `"local"` or a `Network`. There is no default.
         private_keys: Several wallets; the first is the default one.
-        signer: A wallet whose key lies elsewhere, for example `LocalSigner.from_keystore(...)`.
+        signer: A wallet whose key lies elsewhere, for example `LocalSigner.from_keystore(...)`,
+            or `await RemoteSigner.connect(url)`.
         rpc_url: Instead of the network's endpoint; several stand in for each other, the first is preferred.
         contracts: Addresses instead of the network's: `ledger`, `inference`, `fine_tuning`, `flow`.
         outbox: Where signed transactions are kept; None: a file in the state folder, shared by this user's programs.

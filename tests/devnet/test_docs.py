@@ -68,7 +68,7 @@ class Reader:
             "NETWORK": "local",
             "ZG_RPC_ENDPOINT": devnet.rpc_url,
             "ZG_STATE_DIR": str(folder / "state"),
-            "ZG_CONFIG_DIR": str(folder / "config"),
+            "ZG_CONFIG": str(folder / "config" / "config.json"),
             "PROVIDER": self.names["provider"],
             "MODEL": MODEL,
         }

@@ -345,7 +345,7 @@ async def _failures(trip: Trip, broker, devnet: DevnetProcess, provider: str, ta
 
 
 @pytest.mark.slow
-@pytest.mark.goal("SEC-03")
+@pytest.mark.goal("SEC-03", part="a whole run")
 async def test_no_secret_comes_out_of_a_whole_run_anywhere(devnet, provider, faults, secrets, tmp_path, capfdbinary):
     state, out = tmp_path / "state", tmp_path / "out"
     state.mkdir()

@@ -57,3 +57,18 @@ def test_help_takes_at_most_a_quarter_of_the_official_time_in_the_same_run():
 def test_the_package_is_imported_in_a_tenth_of_a_second():
     best = startup.measure(5, "python alone", "import zg_async")  # 4 ms where this was written
     assert best["import zg_async"] - best["python alone"] < 0.1, best
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no core dumps")
+def test_the_program_leaves_no_core_dump():
+    code = (
+        "import resource, sys; sys.argv = ['zg', 'profile', 'list']\n"
+        "from zg_async.cli import main\n"
+        "main.main = lambda: None\n"
+        "from zg_async.cli.entry import entry\n"
+        "entry()\n"
+        "assert resource.getrlimit(resource.RLIMIT_CORE) == (0, 0)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -1,6 +1,7 @@
 import copy
 import json
 import pickle
+import random
 import subprocess
 import sys
 
@@ -321,6 +322,34 @@ def test_a_file_that_is_no_key_file_is_refused(tmp_path, text):
     path.chmod(0o600)
     with pytest.raises(ConfigError, match=r"no version 3 keystore|larger than"):
         LocalSigner.from_keystore(path, b"secret")
+
+
+@pytest.mark.slow
+@pytest.mark.goal("HRD-03", part="500 damaged files")
+def test_no_damage_of_a_file_gives_another_key_or_another_error(tmp_path):
+    chance = random.Random(7)
+    path = keystore(tmp_path / "k.json", kdf="scrypt", iterations=4096)
+    whole = path.read_bytes()
+    opened = 0
+    for _ in range(500):
+        data, at = bytearray(whole), chance.randrange(len(whole))
+        match chance.randrange(4):
+            case 0:
+                data[at] ^= 1 << chance.randrange(8)
+            case 1:
+                del data[at : at + chance.randrange(1, 40)]
+            case 2:
+                data[at:at] = chance.randbytes(3)
+            case _:
+                data[at:] = b""
+        path.write_bytes(data)
+        try:
+            signer = LocalSigner.from_keystore(path, b"secret")
+        except ConfigError:
+            continue
+        opened += 1  # the damage was in the id, the salt's spelling or the like
+        assert signer.address == ACCOUNT.address
+    assert opened < 100
 
 
 def test_a_missing_file_and_a_folder_are_told(tmp_path):

@@ -10,12 +10,21 @@ def entry() -> None:
     """Run `zg`."""
     try:
         if not _quick(sys.argv[1:]):
+            _dump_no_core()
             from zg_async.cli.main import main
 
             main()
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
+
+
+def _dump_no_core() -> None:
+    """Keep keys out of the file that a crash would leave."""
+    if sys.platform != "win32":
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
 def _quick(words: list[str]) -> bool:
