@@ -35,7 +35,7 @@ DOORS = {
     "tenacity": {"transport/retry.py"},
     "eth_account": {"transport/signer.py", "transport/keystore.py"},
     "aiohttp": {"transport/http.py", "transport/answers.py", "transport/egress.py", "transport/rpc.py", "serve/"},
-    "sqlite3": {"transport/sqlite_outbox.py", "transport/outbox.py", "jobs/sqlite.py"},
+    "sqlite3": {"transport/sqlite_outbox.py", "transport/outbox.py", "jobs/sqlite.py", "jobs/presence.py"},
     "asyncio": {"background.py", "cli/main.py"},
     "cyclopts": {"cli/"},
     "tokenizers": {"managers/tokens.py"},
