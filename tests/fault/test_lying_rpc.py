@@ -2,13 +2,19 @@
 
 import copy
 
+import aiohttp
 import anyio
 import pytest
+from aiohttp import web
 
 from tests.devnet.chain_kit import LEDGER, OTHER, USER, ZG, open_rig
-from zg_async.errors import FeeCapError, RpcError, ZgError
+from tests.devnet.conftest import broker, dataset, devnet, key, open_broker, provider, task, zg_devnet
+from tests.devnet.conftest import zg_devnet_options as zg_devnet_options
+from tests.http_server import serving
+from zg_async.errors import FeeCapError, HashMismatchError, RpcError, ZgError
 from zg_async.transport.rows import RowStatus
 
+__all__ = ["broker", "dataset", "devnet", "key", "provider", "task", "zg_devnet"]
 DEPOSIT = LEDGER.deposit_fund(value=ZG)
 HUGE = hex(2**200)
 
@@ -161,3 +167,32 @@ async def test_no_lie_makes_an_effect_happen_twice():
         fillers = [row for row in book._rows.values() if row.name == "transfer of nothing"]
         assert {row.status for row in [*paid, *fillers]} == {RowStatus.MINED}
         assert 0 < len(fillers) < 16  # what a wrong count left open is closed; nothing else was sent
+
+
+@pytest.mark.slow
+@pytest.mark.goal("HRD-21", part="never an acknowledgement of a wrong root; with two endpoints the lie is named")
+async def test_a_wrong_root_is_never_acknowledged_and_of_two_endpoints_both_are_named(
+    devnet, broker, key, provider, task, tmp_path
+):
+    await broker.fine_tuning.wait_task(provider, task)
+    model = await broker.fine_tuning.download_model(provider, task, tmp_path)
+    root = bytes.fromhex(model.root_hash[2:])
+
+    async def liar(request):
+        async with aiohttp.ClientSession() as session, session.post(devnet.rpc_url, data=await request.read()) as reply:
+            text = await reply.text()
+        return web.Response(text=text.replace(root.hex(), "66" * 32), content_type="application/json")
+
+    async with serving(liar) as lying:
+        state = tmp_path / "state"
+        async with open_broker(devnet, key, state / "one", rpc_url=lying) as alone:
+            with pytest.raises(HashMismatchError):
+                await alone.fine_tuning.acknowledge_deliverable(provider, task, verified=model)
+        for urls in ([devnet.rpc_url, lying], [lying, devnet.rpc_url]):
+            async with open_broker(devnet, key, state / "two", rpc_url=urls) as both:
+                with pytest.raises(RpcError, match="different things") as caught:
+                    await both.fine_tuning.acknowledge_deliverable(provider, task, verified=model)
+            assert all(url.removeprefix("http://").rstrip("/") in str(caught.value) for url in urls)
+    assert not (await broker.fine_tuning.get_deliverable(provider, task)).acknowledged
+    async with open_broker(devnet, key, state / "three", rpc_url=[devnet.rpc_url, devnet.rpc_url]) as honest:
+        assert (await honest.fine_tuning.acknowledge_deliverable(provider, task, verified=model)).receipt

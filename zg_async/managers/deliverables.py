@@ -438,6 +438,7 @@ class Deliverables:
 
         Raises:
             HashMismatchError: The file isn't what the chain says. Nothing was sent.
+            RpcError: Two RPC endpoints name different hashes; it says which.
             LostKeyError: The provider settled it without acknowledgement.
             AttestationError: The TEE signer isn't approved any more, or the provider's quote names another.
             ConfigError: Neither `verified` nor `unverified` was given.
@@ -451,7 +452,8 @@ class Deliverables:
                 f"{', '.join(pending) or 'nothing'}",
                 hint="acknowledge_model downloads and checks it; unverified=True pays without looking",
             )
-        deliverable = await self.get_deliverable(address, task_id)
+        read = self._contract.get_deliverable(self._ctx.wallet, address, TaskId(task_id))
+        deliverable = await self._ctx.chain.call_agreed(read, lambda d: d.model_root_hash)
         if deliverable.acknowledged:
             return Acknowledgement(
                 receipt=None, deliverable=deliverable, verified=verified is not None, pending=pending

@@ -2,7 +2,7 @@
 
 import contextlib
 import uuid
-from collections.abc import AsyncGenerator, Iterable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self, TypeVar
@@ -203,6 +203,32 @@ class Chain:
         """
         params = [call_fields(call, sender), _block(block)]
         return call.decode(blob(await self.rpc.request("eth_call", params, what=call.name, contract=call.to)))
+
+    async def call_agreed(self, call: Call[T], matter: Callable[[T], object]) -> T:
+        """Run a call on every endpoint there is, and see that they agree where it matters.
+
+        Args:
+            call: What to run.
+            matter: The part of the result that decides; an endpoint that lags may differ elsewhere.
+
+        Returns:
+            The result of the endpoint in use.
+
+        Raises:
+            RpcError: Two endpoints tell different things; it names both.
+        """
+        found = await self.call(call)
+        if self.rpc.endpoints == 1:
+            return found
+        ask = Ask("eth_call", [call_fields(call, None), "latest"], call.name, call.to)
+        for host, answer in await self.rpc.everywhere(ask):
+            told = _decoded(call, answer)
+            if not isinstance(told, ZgError) and matter(told) != matter(found):
+                raise RpcError(
+                    f"the RPC endpoints {self.rpc.host} and {host} tell different things of {call.name}",
+                    hint="One of them lies, or is far behind. Nothing was sent; find out which, and leave it out",
+                )
+        return found
 
     async def call_many(
         self, calls: Iterable[Call[Any]], *, sender: str | None = None, block: int | str = "latest"

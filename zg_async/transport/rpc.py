@@ -105,6 +105,11 @@ class Rpc:
             http.allow(str(url.origin()))
 
     @property
+    def endpoints(self) -> int:
+        """How many endpoints there are."""
+        return len(self._urls)
+
+    @property
     def host(self) -> str:
         """Host and port of the endpoint in use: all of its URL that may be shown."""
         return self._urls[self._at].host_port_subcomponent or "?"
@@ -166,6 +171,21 @@ class Rpc:
             for ask, answer in zip(part, await self._answers(part, retries=retries), strict=True):
                 results.append(_result(ask, answer))
         return results
+
+    async def everywhere(self, ask: Ask) -> list[tuple[str, Any]]:
+        """Ask every endpoint the same thing, whichever is in use.
+
+        Returns:
+            Host and result of each that answered at all; in the place of a refused one its `ChainError`.
+        """
+        told: list[tuple[str, Any]] = []
+        for index, url in enumerate(self._urls):
+            try:
+                await self._check_chain(index)
+                told.append((_host(url), _result(ask, (await self._exchange(index, [ask]))[0])))
+            except ChainError as error:
+                _log.warning("the RPC endpoint %s can't be asked for a second opinion: %s", _host(url), error.message)
+        return told
 
     async def _answers(self, asks: Sequence[Ask], *, retries: bool) -> Sequence[dict[str, Any]]:
         if not self._batches and len(asks) > 1:
