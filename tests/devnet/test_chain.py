@@ -244,6 +244,7 @@ async def test_a_wallet_that_cannot_pay_is_told_so_before_anything_is_signed():
         assert chain._lanes[USER.address].book.height == 0
 
 
+@pytest.mark.goal("HRD-05", part="nothing is signed")
 @pytest.mark.parametrize(
     ("policy", "words"),
     [

@@ -166,6 +166,7 @@ async def test_a_tampered_answer_is_not_passed_on_and_a_stream_ends_in_an_error(
             await stream_text(client)
 
 
+@pytest.mark.goal("HRD-22", part="spend cap")
 @pytest.mark.goal("CHT-06", part="spend cap")
 async def test_the_spend_cap_counts_what_is_being_spent_and_holds_under_concurrency(funded, provider, inference):
     inference(0, stream_delay=0.02)

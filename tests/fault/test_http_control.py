@@ -95,9 +95,10 @@ async def test_a_refusal_shows_status_endpoint_and_excerpt_whatever_its_body(clo
     assert error.retryable == (status >= 500)
 
 
+@pytest.mark.goal("HRD-12", part="redirects")
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 @pytest.mark.goal("SEC-06", part="redirects")
-@pytest.mark.parametrize("secret", ["body", "header", "signed"])
+@pytest.mark.parametrize("secret", ["body", "header", "signed", "token"])
 async def test_a_request_with_body_token_or_signature_is_never_redirected(clock, status, secret):
     seen = []
 
@@ -107,6 +108,7 @@ async def test_a_request_with_body_token_or_signature_is_never_redirected(clock,
 
     parts = {
         "body": {"method": "POST", "json": {"signature": "0x1"}, "idempotent": True},
+        "token": {"method": "GET", "headers": {"Session-Token": "t"}},
         "header": {"method": "GET", "headers": {"Authorization": "Bearer t"}},
         "signed": {"method": "GET", "signed": True},
     }[secret]
@@ -116,6 +118,7 @@ async def test_a_request_with_body_token_or_signature_is_never_redirected(clock,
     assert seen == ["/here"]
 
 
+@pytest.mark.goal("HRD-12", part="redirects")
 async def test_a_plain_get_follows_redirects_within_its_origin(clock):
     async def handler(request):
         if request.path != "/3":
@@ -126,6 +129,7 @@ async def test_a_plain_get_follows_redirects_within_its_origin(clock):
         assert (await http.request("GET", f"{base}/0")).text == "there"
 
 
+@pytest.mark.goal("HRD-12", part="redirects")
 async def test_the_fourth_redirect_is_refused(clock):
     async def handler(request):
         raise web.HTTPFound(f"/{int(request.path[1:]) + 1}")
@@ -135,6 +139,7 @@ async def test_the_fourth_redirect_is_refused(clock):
             await http.request("GET", f"{base}/0")
 
 
+@pytest.mark.goal("HRD-12", part="redirects")
 @pytest.mark.parametrize(
     "to", ["http://localhost:1/", "https://127.0.0.1/", "//evil.example/", "http://[", "", "data:,x"]
 )
@@ -147,6 +152,7 @@ async def test_a_redirect_to_another_origin_is_refused(clock, to):
             await http.request("GET", f"{base}/0")
 
 
+@pytest.mark.goal("HRD-12", part="caps")
 @pytest.mark.goal("SEC-07", part="replies over HTTP")
 @pytest.mark.parametrize("announced", [True, False])
 async def test_a_reply_over_its_limit_is_refused_without_reading_it_all(clock, announced):
@@ -169,6 +175,7 @@ async def test_a_reply_over_its_limit_is_refused_without_reading_it_all(clock, a
     assert sent < 32 * 2**20
 
 
+@pytest.mark.goal("HRD-12", part="caps")
 async def test_a_compressed_bomb_is_refused_unopened(clock):
     bomb = gzip.compress(bytes(20 * 2**20))
 
@@ -180,6 +187,7 @@ async def test_a_compressed_bomb_is_refused_unopened(clock):
             await http.request("GET", base, limit=2**20)
 
 
+@pytest.mark.goal("HRD-12", part="caps")
 async def test_a_huge_error_body_is_cut(clock):
     async def handler(request):
         return web.Response(status=400, text="x" * 2**21)
@@ -190,6 +198,7 @@ async def test_a_huge_error_body_is_cut(clock):
     assert len(str(caught.value)) < 5000
 
 
+@pytest.mark.goal("HRD-12", part="caps")
 async def test_huge_headers_are_refused(clock):
     answer = b"HTTP/1.1 200 OK\r\nX: " + b"x" * 100_000 + b"\r\nContent-Length: 0\r\n\r\n"
     async with raw_serving(answer) as (base, _), client(clock) as http:
@@ -318,6 +327,7 @@ async def test_limited_routes_of_one_provider_share_one_bucket(clock):
     assert times[4] == times[3]
 
 
+@pytest.mark.goal("HRD-12", part="idle and slow")
 @pytest.mark.slow
 async def test_a_silent_provider_ends_a_control_call(clock):
     async with raw_serving(b"", hold=30) as (base, _), client(clock, control_timeout=0.3) as http:
@@ -325,6 +335,7 @@ async def test_a_silent_provider_ends_a_control_call(clock):
             await http.request("POST", base)
 
 
+@pytest.mark.goal("HRD-12", part="idle and slow")
 @pytest.mark.slow
 async def test_a_dripping_provider_ends_a_control_call(clock):
     async def handler(request):

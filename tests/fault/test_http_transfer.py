@@ -270,6 +270,7 @@ async def test_cuts_that_bring_progress_never_use_the_attempts_up(clock, part):
     assert provider.sent == len(content)
 
 
+@pytest.mark.goal("HRD-12", part="idle and slow")
 @pytest.mark.slow
 @pytest.mark.goal("DEL-04", part="idle timeout")
 async def test_a_stalled_download_resumes_after_the_idle_timeout(clock, content, part):
@@ -280,6 +281,7 @@ async def test_a_stalled_download_resumes_after_the_idle_timeout(clock, content,
     assert provider.requests == [None, f"bytes={MIB}-"]
 
 
+@pytest.mark.goal("HRD-12", part="idle and slow")
 async def test_a_download_below_the_minimum_rate_ends_as_unavailable(clock, part):
     async def handler(request):
         answer = web.StreamResponse()
@@ -296,12 +298,14 @@ async def test_a_download_below_the_minimum_rate_ends_as_unavailable(clock, part
             await download(http, base, part, policy=RetryPolicy(attempts=1))
 
 
+@pytest.mark.goal("HRD-12", part="caps")
 async def test_a_file_over_the_limit_is_refused(clock, content, part):
     async with serving(Provider(content)) as base, client(clock) as http:
         with pytest.raises(ProviderReplyError, match="more than 1000 bytes"):
             await download(http, base, part, limit=1000)
 
 
+@pytest.mark.goal("HRD-12", part="caps")
 async def test_an_unannounced_file_over_the_limit_is_refused(clock, part):
     async def handler(request):
         answer = web.StreamResponse()
@@ -380,6 +384,7 @@ async def test_a_range_we_did_not_ask_for_is_refused(clock, part, content_range)
     assert part.read_bytes() == b"01234"
 
 
+@pytest.mark.goal("HRD-12", part="redirects")
 @pytest.mark.goal("SEC-06", part="transfers")
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 async def test_a_transfer_is_never_redirected(clock, part, status):
@@ -400,6 +405,7 @@ async def test_a_transfer_is_never_redirected(clock, part, status):
     assert "/elsewhere" not in seen
 
 
+@pytest.mark.goal("HRD-12", part="caps")
 async def test_a_compressed_download_is_refused(clock, part):
     async def handler(request):
         return web.Response(body=b"x", headers={"Content-Encoding": "gzip"})
@@ -560,6 +566,7 @@ async def test_only_a_regular_file_is_sent(clock, tmp_path, kind):
             await upload(http, "http://127.0.0.1:1", path)
 
 
+@pytest.mark.goal("HRD-12", part="idle and slow")
 @pytest.mark.slow
 async def test_an_upload_nobody_reads_ends_by_the_idle_timeout(clock, tmp_path):
     path = tmp_path / "big.jsonl"

@@ -54,6 +54,7 @@ CALLS = {
     "task": (lambda h, b: provider(h, b).get_task(USER, TASK), provider_api.TASK_LIMIT, ProviderReplyError),
     "tasks": (lambda h, b: provider(h, b).list_tasks(USER), provider_api.LIST_LIMIT, ProviderReplyError),
     "models": (lambda h, b: provider(h, b).models(), provider_api.LIST_LIMIT, ProviderReplyError),
+    "model": (lambda h, b: provider(h, b).model("0x" + "ab" * 32), provider_api.TASK_LIMIT, ProviderReplyError),
     "pending": (lambda h, b: provider(h, b).pending(), provider_api.TASK_LIMIT, ProviderReplyError),
     "created": (lambda h, b: provider(h, b).create_task(USER, {}), provider_api.TASK_LIMIT, ProviderReplyError),
     "any other": (lambda h, b: h.request("GET", b), MIB, ProviderReplyError),
@@ -69,6 +70,7 @@ CALLS = {
 }
 
 
+@pytest.mark.goal("HRD-12", part="caps")
 @pytest.mark.goal("HRD-10", part="caps per endpoint")
 @pytest.mark.goal("SEC-07", part="JSON and quotes")
 @pytest.mark.parametrize("name", CALLS)
@@ -82,6 +84,7 @@ async def test_an_endless_answer_is_cut_off_at_its_cap(clock, name):
     assert flood.sent < limit + IN_FLIGHT
 
 
+@pytest.mark.goal("HRD-12", part="caps")
 @pytest.mark.goal("SEC-07", part="logs")
 async def test_of_an_endless_log_the_beginning_is_kept(clock, monkeypatch):
     monkeypatch.setattr(provider_api, "LOG_LIMIT", 3 * MIB)

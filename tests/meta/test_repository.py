@@ -21,6 +21,16 @@ RULES = {
     "keystore": re.compile(r'"ciphertext"\s*:\s*"[0-9a-fA-F]{64}"'),
     "key in a URL": re.compile(r"https?://[^\s\"'/@:]+:(?!CANARY|p(?:ass)?(?:word)?@|secret@|\{)[^\s\"'/@]{6,}@"),
     "path of a machine": re.compile(r"(?<![\w./-])/(?:work|root|home/\w+|Users/\w+|tmp/[a-z]\w*)(?=[/\s\"'`:)]|$)"),
+    "key in an RPC URL": re.compile(r"(?i)https?://[^\s\"'/]+/(?:v[23]|rpc|ext|api)/[0-9a-f]{32,}"),
+    "key in a query": re.compile(r"(?i)[?&](?:api_?key|access_token|token|key)=[A-Za-z0-9_-]{24,}"),
+    "OpenAI key": re.compile(r"(?<!app-)\bsk-(?:proj-)?[A-Za-z0-9_-]{32,}"),
+    "GitHub token": re.compile(r"\b(?:gh[pousr]_[A-Za-z0-9]{36}|github_pat_[A-Za-z0-9_]{40,})"),
+    "Hugging Face token": re.compile(r"\bhf_[A-Za-z0-9]{30,}"),
+    "cloud key": re.compile(r"\b(?:AKIA|ASIA)[A-Z0-9]{16}\b|\bAIza[A-Za-z0-9_-]{35}\b"),
+    "package index token": re.compile(r"\b(?:pypi-AgEI|npm_)[A-Za-z0-9_-]{30,}"),
+    "chat token": re.compile(r"\bxox[abposr]-[0-9]{8,}-[A-Za-z0-9-]{8,}"),
+    "JSON web token": re.compile(r"\beyJ[A-Za-z0-9_-]{16,}\.eyJ[A-Za-z0-9_-]{16,}\.[A-Za-z0-9_-]{16,}"),
+    "basic credentials": re.compile(r"(?i)\bauthorization\W{1,6}basic\s+[A-Za-z0-9+/]{16,}"),
     "words of a wallet": re.compile(rf"(?i)\b(?:mnemonic|seed|phrase)\w*\W{{1,8}}({WORD}(?: {WORD}){{11,23}})\b"),
     "words alone": re.compile(rf"[\"']({WORD}(?: {WORD}){{11}}(?:(?: {WORD}){{3}}){{0,4}})[\"']"),
 }
@@ -83,6 +93,7 @@ def _files() -> list[pathlib.Path]:
 
 @pytest.mark.slow
 @pytest.mark.goal("SEC-03", part="the repository")
+@pytest.mark.goal("HRD-24", part="nothing in the repository")
 def test_no_secret_and_no_path_of_a_machine_is_in_the_repository():
     found = []
     for path in _files():
@@ -103,6 +114,7 @@ DIGITS = "9f" + "1c7e3a5d" * 7 + "42c0de"
 
 
 @pytest.mark.goal("SEC-03", part="the repository")
+@pytest.mark.goal("HRD-24", part="each rule finds a planted one")
 @pytest.mark.parametrize(
     ("planted", "rule"),
     [
@@ -114,6 +126,18 @@ DIGITS = "9f" + "1c7e3a5d" * 7 + "42c0de"
         ("-----BEGIN EC PRIVATE KEY-----\nMHcCAQEEIIGwqLS1nyBm0Vt1\n", "PEM"),
         (f'{{"crypto": {{"ciphertext": "{DIGITS}"}}}}', "keystore"),
         ("rpc = 'https://user:hunter2hunter2@node.example/'", "key in a URL"),
+        ("rpc_url = 'https://net.example/v3/" + DIGITS[:32] + "'", "key in an RPC URL"),
+        ("GET https://x.example/?apikey=" + DIGITS[:30], "key in a query"),
+        ("OPENAI='sk-proj-" + "a1B2" * 10 + "'", "OpenAI key"),
+        ("ghp_" + "aB3d" * 9, "GitHub token"),
+        ("github_pat_" + "aB3d" * 12, "GitHub token"),
+        ("hf_" + "aB3d" * 9, "Hugging Face token"),
+        ("AKIA" + "A1B2" * 4, "cloud key"),
+        ("AIza" + "aB3-d" * 7, "cloud key"),
+        ("npm_" + "aB3d" * 9, "package index token"),
+        ("xoxb-1234567890-" + "abcdefgh", "chat token"),
+        (".".join(("eyJ" + "hbGciOi" * 3, "eyJ" + "zdWIiOi" * 3, "c2ln" * 5)), "JSON web token"),
+        ("Authorization: Basic " + "dXNlcjpw" * 3, "basic credentials"),
         ("see /" + "work/notes", "path of a machine"),
         ("open('/home/someone/x')", "path of a machine"),
         ("ROOT = '/root/.cache'", "path of a machine"),
@@ -123,6 +147,18 @@ DIGITS = "9f" + "1c7e3a5d" * 7 + "42c0de"
 )
 def test_a_planted_one_is_found(planted, rule):
     assert any(rule in problem for problem in problems("docs/x.md", f"before\n{planted}\nafter"))
+
+
+@pytest.mark.goal("HRD-24", part="each rule finds a planted one")
+def test_every_rule_has_a_planted_hit_and_there_are_fifteen():
+    source = pathlib.Path(__file__).read_text()
+    planted = source[source.index('("planted", "rule")') :]
+    assert len(RULES) + 1 >= 15
+    assert [
+        rule
+        for rule in (*RULES, "bare key")
+        if f'"{rule.split(" of a wallet")[0].removesuffix(" alone")}' not in planted
+    ] == []
 
 
 @pytest.mark.parametrize(

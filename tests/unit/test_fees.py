@@ -1,9 +1,11 @@
 import random
+import re
 
 import pytest
 
 from zg_async.errors import FeeCapError
 from zg_async.transport.fees import GWEI, FeePolicy, Fees, bump, choose_fees, gas_limit
+from zg_async.transport.quotes import check_money
 
 POLICY = FeePolicy(max_fee_per_gas=100 * GWEI)
 
@@ -82,3 +84,39 @@ def test_gas_is_the_estimate_and_a_fifth_within_the_cap():
     assert gas_limit(POLICY, 9_900_000) == 10_000_000
     with pytest.raises(FeeCapError, match="needs 10000001 gas"):
         gas_limit(POLICY, 10_000_001)
+
+
+LEAST = {"value": 0, "gas": 21_000, "fees": fees(GWEI, GWEI), "balance": 10**30, "open_cost": 0, "gas_today": 0}
+DAILY = FeePolicy(max_gas_cost_per_day=10**18, max_cost_per_tx=2 * 10**18)
+GREEDY = [
+    *(("base fee", {"base_fee": fee, "gas_price": 0, "tip": 0}) for fee in (10**30, 2**64, 2**255, 101 * GWEI)),
+    *(("tip", {"base_fee": GWEI, "gas_price": 0, "tip": tip}) for tip in (10**30, 2**64, 2**255, 100 * GWEI)),
+    *(("gas price", {"base_fee": None, "gas_price": price, "tip": None}) for price in (10**30, 2**64, 101 * GWEI)),
+    *(("gas", gas) for gas in (2**63, 2**64, 2**255, 10_000_001)),
+    ("cost", {"value": 3 * 10**18}),
+    ("cost", {"gas": 10_000_000, "fees": fees(500 * GWEI, 0)}),
+    ("cost", {"value": 2 * 10**18}),
+    ("day", {"gas_today": 10**18}),
+    ("day", {"gas_today": 10**18 - 1}),
+    ("day", {"gas": 10_000_000, "fees": fees(101 * GWEI, 0)}),
+]
+
+
+@pytest.mark.goal("HRD-05", part="each is refused with the numbers")
+@pytest.mark.parametrize(("kind", "asked"), GREEDY)
+def test_what_a_greedy_node_asks_is_refused_with_the_numbers(kind, asked):
+    assert len(GREEDY) >= 20
+    check = {
+        "gas": lambda: gas_limit(POLICY, asked),
+        "cost": lambda: check_money(DAILY, "0x" + "11" * 20, **(LEAST | asked)),
+        "day": lambda: check_money(DAILY, "0x" + "11" * 20, **(LEAST | asked)),
+    }.get(kind, lambda: choose_fees(POLICY, **asked))
+    with pytest.raises(FeeCapError) as caught:
+        check()
+    assert re.search(r"\d", caught.value.message)
+    assert "cap is" in caught.value.message
+    assert caught.value.hint
+
+
+def test_what_fits_the_caps_is_not_refused():
+    check_money(DAILY, "0x" + "11" * 20, **LEAST)
