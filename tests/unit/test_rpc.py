@@ -286,5 +286,5 @@ def test_a_past_retry_after_date_is_zero():
 @pytest.mark.parametrize("number", [[], {}, 1.0, True, "1"])
 async def test_an_answer_whose_id_is_no_number_answers_nothing(clock, number):
     async with serve(lambda _: {"jsonrpc": "2.0", "id": number, "result": "0x1"}, clock) as rpc:
-        with pytest.raises(RpcError, match="unanswered"):
+        with pytest.raises(ChainUnavailableError, match="unanswered"):
             await rpc.request("eth_blockNumber", [])
