@@ -112,6 +112,7 @@ _HOMES = {
         "WatchResynced",
         "WatchWarning",
     ),
+    "zg_async.managers.model_limits": ("ModelLimits",),
     "zg_async.managers.tokens": ("TokenCount",),
     "zg_async.managers.training_params": ("RawParams",),
     "zg_async.managers.verification_record": ("Evidence", "Pin", "ServiceVerification", "recheck_report"),
@@ -174,7 +175,7 @@ _HOMES = {
         "UploadedDataset",
         "Usage",
     ),
-    "zg_async.wire.rows": ("DatasetReport", "TrainingParams"),
+    "zg_async.wire.rows": ("DatasetReport", "ParameterLimit", "TrainingParams"),
     "zg_async.wire.sse": ("ChatChunk", "ChatDelta"),
     "zg_async.wire.storage_records": ("FetchedFile", "StoredFile"),
 }
@@ -289,6 +290,7 @@ if TYPE_CHECKING:
     from zg_async.managers.media import ImageJob as ImageJob
     from zg_async.managers.media import ImageJobStatus as ImageJobStatus
     from zg_async.managers.media import Transcript as Transcript
+    from zg_async.managers.model_limits import ModelLimits as ModelLimits
     from zg_async.managers.refund_watch import RefundsChanged as RefundsChanged
     from zg_async.managers.retrieving import Retrieval as Retrieval
     from zg_async.managers.services import LedgerLimits as LedgerLimits
@@ -390,6 +392,7 @@ if TYPE_CHECKING:
     from zg_async.wire.records import UploadedDataset as UploadedDataset
     from zg_async.wire.records import Usage as Usage
     from zg_async.wire.rows import DatasetReport as DatasetReport
+    from zg_async.wire.rows import ParameterLimit as ParameterLimit
     from zg_async.wire.rows import TrainingParams as TrainingParams
     from zg_async.wire.sse import ChatChunk as ChatChunk
     from zg_async.wire.sse import ChatDelta as ChatDelta

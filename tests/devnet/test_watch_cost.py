@@ -84,7 +84,7 @@ async def test_a_provider_that_moves_is_found_by_its_event(devnet, key, provider
                 group.start_soon(read, task)
                 await anyio.sleep(0.3)
                 await devnet.control_async("settings", provider=0, price_per_token=before.price_per_token + 1)
-                while hub.services._fine_tuning.get(before.provider, (0, before))[1] == before:
+                while await hub.services.fine_tuning_service(before.provider) == before:
                     await anyio.sleep(0.05)
                 group.cancel_scope.cancel()
         await devnet.control_async("settings", provider=0, price_per_token=before.price_per_token)

@@ -36,6 +36,7 @@ from zg_async.managers.dataset_sources import (
     store_dataset,
 )
 from zg_async.managers.deliverables import Deliverables
+from zg_async.managers.model_limits import ModelLimits, limits_of
 from zg_async.managers.model_sources import Method
 from zg_async.managers.tokens import TokenCount, count_tokens
 from zg_async.managers.training_params import TrainingParamsSource, read_training_params
@@ -207,6 +208,23 @@ class FineTuningManager(Deliverables):
             f"unknown model {printable(name, limit=80)!r} on {self._ctx.services.network.name}",
             hint=f"Predefined are {known}; {client.provider} offers no other of that name",
         )
+
+    async def model_limits(self, provider: str, model: str) -> ModelLimits:
+        """Return what a provider takes for a model: training parameters, dataset formats and size, price.
+
+        Args:
+            provider: The provider's address.
+            model: A predefined model's name or hash, or one of the provider's own.
+
+        Returns:
+            The limits; prices as registered on chain now.
+
+        Raises:
+            ConfigError: Neither this network nor the provider has the model.
+            ServiceNotFoundError: The provider is not registered.
+        """
+        found = await self.resolve_model(provider, model)
+        return limits_of(await self._service(provider, fresh=True), found)
 
     async def model_usage(self, provider: str, model_name: str, output_path: str | os.PathLike[str]) -> Path:
         """Save a customised model's usage document, a zip, streamed and renamed when it is whole.

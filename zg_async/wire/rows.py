@@ -504,6 +504,31 @@ _BOUNDS: Final[Mapping[str, tuple[Decimal, Decimal, bool]]] = {
 }
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ParameterLimit:
+    """The bounds of one training parameter, both included."""
+
+    name: str
+    minimum: Decimal
+    maximum: Decimal | None
+    """None: as large as you like."""
+    is_whole: bool
+    excluded: tuple[Decimal, ...] = ()
+    """Values between the bounds that aren't taken."""
+
+
+PARAMETER_LIMITS: Final = tuple(
+    ParameterLimit(
+        name=name,
+        minimum=low,
+        maximum=None if name == "max_steps" else high,
+        is_whole=whole,
+        excluded=(Decimal(0),) if name == "max_steps" else (),
+    )
+    for name, (low, high, whole) in _BOUNDS.items()
+)
+
+
 def _bounds_text(name: str, low: Decimal, high: Decimal) -> str:
     return "-1 or at least 1" if name == "max_steps" else f"between {low} and {high}"
 
