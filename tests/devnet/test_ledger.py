@@ -13,6 +13,7 @@ from zg_async import (
     LimitError,
     create_broker,
 )
+from zg_async.managers.ledger import GAS_ACKNOWLEDGE, GAS_RETRIEVE
 from zg_async.units import NEURON_PER_0G as OG
 
 pytestmark = pytest.mark.slow
@@ -118,6 +119,16 @@ async def test_a_plan_keeps_back_the_gas_of_acknowledgements_and_a_retrieve(devn
         with pytest.raises(InsufficientGasFundsError, match="kept for acknowledging"):
             await broker.ledger.ensure_funded(provider, "fine-tuning", "3.0015")
         assert await broker.chain.transaction_count(broker.address) == 0
+
+
+@pytest.mark.goal("LED-10", part="open acknowledgements count")
+async def test_a_plan_keeps_back_the_gas_of_each_open_acknowledgement(broker, devnet, task, tmp_path):
+    """A provider has at most one unfinished task of a wallet, so that each sub-account stands for one."""
+    async with create_broker(new_key(devnet), "local", rpc_url=devnet.rpc_url, state_dir=tmp_path / "new") as fresh:
+        for wallet, acknowledgements in ((fresh, 1), (broker, 2)):
+            for provider in devnet.providers:
+                plan = await wallet.ledger.plan_funding(provider["address"], "fine-tuning", "1.5")
+                assert plan.gas_reserve == plan.gas_price * (acknowledgements * GAS_ACKNOWLEDGE + GAS_RETRIEVE)
 
 
 @pytest.mark.goal("LED-04", part="values")
