@@ -21,6 +21,7 @@ GROUPS: Final = {
     ("fine-tuning", "ft"): "Fine-tuning: providers, models, datasets, tasks, deliveries.",
     ("inference", "inf"): "Inference: providers, models, keys, chat, a local server.",
     ("task",): "Watch tasks, and wait for them.",
+    ("controller", "ctrl"): "The containers of an own provider.",
 }
 COMMANDS: Final[tuple[tuple[str, str], ...]] = (
     # account
@@ -99,6 +100,22 @@ COMMANDS: Final[tuple[tuple[str, str], ...]] = (
     ("show-network", "login:show_network"),
     ("wallet", "wallet:app"),
     ("completion", "completion:completion"),
+    # providers' containers
+    ("controller status", "controller:status"),
+    ("controller restart", "controller:restart"),
+    ("controller start", "controller:start"),
+    ("controller stop", "controller:stop"),
+    ("controller get-config", "controller:get_config"),
+    ("controller update-config", "controller:update_config"),
+    ("controller list-admins", "controller:list_admins"),
+    ("controller add-admin", "controller:add_admin"),
+    ("controller remove-admin", "controller:remove_admin"),
+    ("controller list-ips", "controller:list_ips"),
+    ("controller add-ip", "controller:add_ip"),
+    ("controller remove-ip", "controller:remove_ip"),
+    ("controller image-info", "controller:image_info"),
+    ("controller update-images", "controller:update_images"),
+    ("controller reset-controller-endpoint", "controller:reset_controller_endpoint"),
     # here
     ("demo", "demo:demo"),
     ("devnet", "devnet:app"),

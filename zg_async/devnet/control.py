@@ -22,6 +22,7 @@ Answers are `{"ok": true, ...}`, or `{"error": text}` with 400 (the command), 40
 | `clean_up` | | retention runs now |
 | `approve`, `revoke` | | the owner's word on the provider's TEE signer |
 | `inference` | any field of `inference_settings.InferenceSettings` | its inference side |
+| `controller` | any field of `controller.ControllerSettings` | its controller |
 | `restart_inference` | | its inference side's process |
 | `storage` | `node`: its number; any field of `storage_settings.StorageSettings` | its settings and faults |
 | `storage_stop`, `storage_start` | `node` | a storage node's process |
@@ -90,6 +91,7 @@ class Control:
             "approve": self._approve,
             "revoke": self._revoke,
             "inference": self._inference,
+            "controller": self._controller,
             "restart_inference": self._restart_inference,
             "tee": self._tee,
             **storage_commands(devnet),
@@ -289,6 +291,13 @@ class Control:
         for node in self._chosen(arguments):
             if (inference := self._devnet.inference.get(node.address)) is not None:
                 await inference.restart()
+        return {}
+
+    async def _controller(self, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
+        changes = {name: value for name, value in arguments.items() if name != "provider"}
+        for node in self._chosen(arguments):
+            if (controller := self._devnet.controllers.get(node.address)) is not None:
+                update(controller.settings, changes)
         return {}
 
     async def _inference(self, arguments: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -20,6 +20,7 @@ from zg_async.devnet import accounts
 from zg_async.devnet.chain_client import ChainClient, HttpRpc, Wallet, address_of
 from zg_async.devnet.chain_watch import ChainWatch
 from zg_async.devnet.control import Control
+from zg_async.devnet.controller import ControllerNode
 from zg_async.devnet.deploy import DeployTransaction, plan_deployment
 from zg_async.devnet.deploy_storage import plan_storage
 from zg_async.devnet.engine import Engine
@@ -107,6 +108,8 @@ class Devnet:
         self.providers: list[ProviderNode] = []
         self.inference: dict[Address, InferenceNode] = {}
         """Inference sides, by the wallet they share with a fine-tuning provider."""
+        self.controllers: dict[Address, ControllerNode] = {}
+        """Controllers of the inference sides."""
         self.accounts: tuple[accounts.DevAccount, ...] = ()
         self.storage: StorageNetwork | None = None
         self.control = Control(self)
@@ -155,6 +158,8 @@ class Devnet:
         told = {"address": node.address, "url": node.url}
         if (inference := self.inference.get(node.address)) is not None:
             told["inference_url"] = inference.url
+        if (controller := self.controllers.get(node.address)) is not None:
+            told["controller_url"] = controller.url
         return told
 
     async def increase_time(self, seconds: int) -> None:
@@ -479,6 +484,9 @@ class _Builder:
         if service is None or not service.tee_signer_acknowledged or service.tee_signer_address != inference.tee_signer:
             await devnet.owner.send(contract.acknowledge_tee_signer_by_owner(node.address))
         await inference.start(from_block=(await devnet.client.head())[0])
+        controller = devnet.controllers[node.address] = ControllerNode(node.address, devnet.clock)
+        await controller.serve()
+        self._stack.push_async_callback(controller.aclose)
         devnet.inference[node.address] = inference
         node.inference_url = inference.url
 

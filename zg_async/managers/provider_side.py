@@ -13,9 +13,11 @@ import anyio
 import anyio.to_thread
 
 from zg_async.errors import ConfigError, ProviderReplyError
+from zg_async.managers.controller import Controller
 from zg_async.managers.inference_funds import InferenceFunds
 from zg_async.transport.files import publish
 from zg_async.wire import signing
+from zg_async.wire.controller_api import controller_url
 from zg_async.wire.hashing import parse_address
 from zg_async.wire.provider_api import QUOTE_LIMIT, quote_path
 from zg_async.wire.records import Receipt
@@ -194,6 +196,22 @@ class ProviderSide(InferenceFunds):
         """
         body = await self._own(f"/v1/logs/{component}/{quote(name, safe='')}", LOG_LIMIT)
         return body.decode("utf-8", "replace")
+
+    async def controller(self, endpoint: str | None = None) -> Controller:
+        """Return the controller of this wallet's own provider.
+
+        Args:
+            endpoint: Its URL, whose host is allowed; None: derived from the registered service's.
+
+        Raises:
+            NoInferenceServiceError: The wallet has no service to derive it from.
+            ConfigError: It can't be derived.
+        """
+        if endpoint is None:
+            endpoint = controller_url((await self.get_service(self._ctx.wallet)).url)
+        else:
+            self._ctx.http.allow(endpoint)
+        return Controller(self._ctx, endpoint)
 
     async def _own(self, path: str, limit: int) -> bytes:
         service = await self.get_service(self._ctx.wallet)
