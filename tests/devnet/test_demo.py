@@ -66,7 +66,7 @@ def test_an_own_dataset_is_trained_and_its_path_printed(tmp_path):
 def test_bad_input_is_explained_before_anything_is_started(tmp_path, words):
     (tmp_path / "bad.jsonl").write_text('{"question": "a", "answer": "b"}\n')
     done = zg_demo(tmp_path, *words)
-    assert done.returncode == 2
+    assert done.returncode == 8
     assert done.stderr.startswith(b"error: ")
     assert b"next: " in done.stderr
     assert b"devnet" not in done.stderr

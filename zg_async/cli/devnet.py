@@ -17,6 +17,7 @@ import cyclopts
 from anyio.lowlevel import EventLoopToken
 
 from zg_async.background import Background
+from zg_async.cli.output import JSON_VERSION, UsageError
 from zg_async.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -107,7 +108,7 @@ async def up(
     if attach is not None:
         attachment = _attachment(attach, ledger_ca, inference_ca, fine_tuning_ca, owner_key_file, flow_ca)
     elif ledger_ca or inference_ca or fine_tuning_ca or flow_ca or owner_key_file:
-        raise ConfigError("contract addresses and an owner's key belong to --attach")
+        raise UsageError("contract addresses and an owner's key belong to --attach")
     background = Background()
     try:
         with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals, anyio.CancelScope() as scope:
@@ -132,7 +133,7 @@ async def up(
             ) as devnet:
                 if not json_:
                     print(_summary(devnet), file=sys.stderr)
-                print(json.dumps(devnet.describe()), flush=True)
+                print(json.dumps({"version": JSON_VERSION, "kind": "devnet", **devnet.describe()}), flush=True)
                 await anyio.sleep_forever()
     finally:
         await background.aclose()
@@ -169,7 +170,7 @@ def _attachment(
     from zg_async.devnet.network import Attachment
 
     if not (ledger and inference and fine_tuning):
-        raise ConfigError("--attach needs --ledger-ca, --inference-ca and --fine-tuning-ca")
+        raise UsageError("--attach needs --ledger-ca, --inference-ca and --fine-tuning-ca")
     return Attachment(
         rpc_url=url,
         ledger=ledger,

@@ -77,7 +77,9 @@ class JsonLines:
 
     def devnet(self, info: Mapping[str, Any]) -> None:
         """Print the network without its keys."""
-        public = {k: v for k, v in info.items() if k not in ("accounts", "control_token", "control_url")}
+        public = {
+            k: v for k, v in info.items() if k not in ("accounts", "control_token", "control_url", "kind", "version")
+        }
         self._print({"kind": "devnet_started", **public})
 
     def working(self, name: str, text: str) -> None:
