@@ -33,6 +33,7 @@ def main() -> int:
     started, failed, marks, ends = time.process_time(), [], Counter[str](), Counter[str]()
     hours = turns = 0.0
     for seed in seeds:
+        began = time.process_time()
         outcome = run_seed(seed, without=frozenset(options.without), only=options.only)
         marks += outcome.marks
         ends += outcome.ends
