@@ -44,7 +44,8 @@ def main() -> int:
             print(outcome.told(), flush=True)
         if options.verbose or options.list:
             print(
-                f"seed {seed}: trace {outcome.trace:08x}, {outcome.seconds:.0f} s, {outcome.turns} turns",
+                f"seed {seed}: trace {outcome.trace:08x}, {outcome.seconds:.0f} s, "
+                f"{outcome.turns} turns, {time.process_time() - began:.2f} s of CPU",
                 dict(outcome.ends),
                 dict(outcome.marks),
             )

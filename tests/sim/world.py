@@ -324,7 +324,7 @@ class World:
         """Run processes until all jobs have ended, then judge."""
         with self._training():
             async with self._opened():
-                end = self.plan.heal_at + DAY
+                end = self.plan.heal_at + (DAY / 3 if self.plan.of("restart") else DAY)  # what is forgotten stays so
                 while self.loop.now < end:
                     process = Process(self, len(self.processes))
                     self.processes.append(process)

@@ -10,16 +10,20 @@ import anyio
 from zg_async.clock import Clock
 from zg_async.correlation import bind, correlated
 from zg_async.errors import (
+    AccountNotFoundError,
     AttestationError,
     ClosedError,
     ConfigError,
     ContractRevertedError,
+    DeliverableNotFoundError,
     FeeCapError,
     InsufficientGasFundsError,
     JournalError,
+    LedgerNotFoundError,
     ProviderError,
     ProviderUnavailableError,
     QueueFullError,
+    SignerNotAcknowledgedError,
     TaskFailedError,
     TransactionReplacedError,
     UnfinishedTaskError,
@@ -62,6 +66,8 @@ LONGEST_WAIT: Final = 300.0
 _BEFORE_TASK: Final = frozenset({"fund", "acknowledge_provider", "upload_dataset", "create_task"})
 LONGEST_TOLD_WAIT: Final = 600.0
 """Most that a `Retry-After` is honoured."""
+VIEW_TRIES: Final = 4
+"""How often a view of the chain that is older than what the job has seen is taken for a passing one."""
 MAX_REVERTED: Final = 2
 """How often a stage's transaction is sent anew after one was mined as a failure."""
 _UNTIL_DEADLINE: Final = frozenset({"download_model", "acknowledge_deliverable"})
@@ -330,10 +336,11 @@ def _retry(
         return None
     window = window_of(state) if stage.name in _UNTIL_DEADLINE else None
     may_go_on = window is not None and chain_now < window.deadline
+    attempt = 1 + (state.retry.attempt if state.retry is not None and state.retry.stage == stage.name else 0)
     can_help = fresh or error.retryable or isinstance(error, UnfinishedTaskError | TransactionReplacedError)
+    can_help = can_help or (attempt <= VIEW_TRIES and _contradicts(state, error))
     if not (can_help or (may_go_on and isinstance(error, _MAY_BE_MENDED))):
         return None
-    attempt = 1 + (state.retry.attempt if state.retry is not None and state.retry.stage == stage.name else 0)
     watches = stage.name in _UNTIL_OVER
     if isinstance(error, UnfinishedTaskError | QueueFullError):
         watches = state.spec is not None and "attempts" not in state.spec.stages.get(stage.name, {})
@@ -355,6 +362,15 @@ def _retry(
         retry_at=now + dt.timedelta(seconds=wait),
         fresh=fresh,
     )
+
+
+def _contradicts(state: JobState, error: ZgError) -> bool:
+    """Say whether the chain denies what it has shown this job before: then a back-end that is behind has answered."""
+    if isinstance(error, DeliverableNotFoundError):
+        return state.delivered is not None
+    if isinstance(error, SignerNotAcknowledgedError):
+        return state.signer_acknowledged
+    return isinstance(error, AccountNotFoundError | LedgerNotFoundError) and "fine-tuning" in state.funded
 
 
 def now(clock: Clock) -> dt.datetime:

@@ -34,11 +34,14 @@ from zg_async.wire.provider_api import failure_reason
 from zg_async.wire.records import (
     CANCELLABLE,
     CancelResult,
+    FineTuningAccountDetails,
     Task,
     TaskId,
     TaskProgress,
 )
 
+_KEPT_DELIVERIES: Final = 20
+"""The contract keeps a sub-account's newest ones."""
 _OVER: Final = frozenset({TaskProgress.FAILED, TaskProgress.CANCELLED})
 _DELIVERED: Final = frozenset({TaskProgress.DELIVERED, TaskProgress.USER_ACKNOWLEDGED, TaskProgress.FINISHED})
 
@@ -54,8 +57,9 @@ async def create_task(work: Work) -> AsyncGenerator[Event, None]:
         yield TaskCreated(task_id=task.id)
         return
     await check_terms(work)
-    is_void = nonce is not None and (await tuning.get_account(work.provider)).account_nonce >= nonce
-    if nonce is None or (is_void and was_refused(work.state)):
+    account = None if nonce is None else await tuning.get_account(work.provider)
+    is_void = account is not None and nonce is not None and account.account_nonce >= nonce
+    if nonce is None or (is_void and (was_refused(work.state) or await _was_never_made(work, account))):
         cost = await estimate_cost(work) if work.state.estimate is None else work.state.estimate
         await charge(work, needed(work.spec, cost))
         nonce = await tuning.next_request_nonce(work.provider)
@@ -77,6 +81,17 @@ async def create_task(work: Work) -> AsyncGenerator[Event, None]:
     except PreviousDeliverableNotAcknowledgedError as error:
         raise await _lying(work, error) from error
     yield TaskCreated(task_id=task_id)
+
+
+async def _was_never_made(work: Work, account: FineTuningAccountDetails | None) -> bool:
+    """Say whether every delivery since this job began is of a task the provider lists: then none is missing there.
+
+    A request whose number is void can't be settled any more, so it has cost nothing and never will.
+    """
+    began, deliveries = work.state.submitted_at, () if account is None else account.deliverables
+    reaches_back = len(deliveries) < _KEPT_DELIVERIES or (began is not None and deliveries[0].timestamp < began)
+    listed = {task.id for task in await work.broker.fine_tuning.list_task(work.provider)}
+    return reaches_back and all(delivery.id in listed for delivery in deliveries)
 
 
 def was_refused(state: JobState) -> bool:
