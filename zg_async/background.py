@@ -22,7 +22,7 @@ class Background:
 
     def __init__(self) -> None:
         """Make an empty set; nothing runs until `start`."""
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: dict[asyncio.Task[None], None] = {}  # in the order of their beginning
         self._closed = False
 
     def start(self, work: Coroutine[Any, Any, None], *, name: str) -> "Child":
@@ -44,12 +44,12 @@ class Background:
         context = contextvars.copy_context()
         context.run(unbound)  # it may serve others than who happens to start it
         task = asyncio.get_running_loop().create_task(work, name=name, context=context)
-        self._tasks.add(task)
+        self._tasks[task] = None
         task.add_done_callback(self._ended)
         return Child(task)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
+        self._tasks.pop(task, None)
         if not task.cancelled() and (error := task.exception()) is not None:
             _log.error("background task %s failed", task.get_name(), exc_info=error)
 

@@ -11,7 +11,9 @@ import logging
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterable
 
+from tests.sim.bugs import BUGS
 from tests.sim.runs import run_seed
 
 
@@ -22,6 +24,9 @@ def main() -> int:
     parser.add_argument("--without", nargs="*", default=[], help="families, or faults by their names")
     parser.add_argument("--verbose", action="store_true")
     parser.add_argument("--list", action="store_true", help="a line for each schedule")
+    parser.add_argument(
+        "--bug", choices=(*BUGS, "all"), help="plant a bug, and stop at the first schedule that finds it"
+    )
     options = parser.parse_args()
     first, _, end = options.seeds.partition(":")
     seeds = range(int(first), int(end) if end else int(first) + 1)
@@ -30,6 +35,8 @@ def main() -> int:
         logging.getLogger("asyncio").setLevel(logging.ERROR)
     else:
         logging.disable(logging.CRITICAL)
+    if options.bug is not None:
+        return hunt(BUGS if options.bug == "all" else [options.bug], seeds)
     started, failed, marks, ends = time.process_time(), [], Counter[str](), Counter[str]()
     hours = turns = 0.0
     for seed in seeds:
@@ -57,6 +64,23 @@ def main() -> int:
     print("ends:", dict(ends.most_common()))
     print("reached:", dict(sorted(marks.items())))
     return 1 if failed else 0
+
+
+def hunt(bugs: Iterable[str], seeds: range) -> int:
+    """Print for each planted bug which schedule finds it first."""
+    missed = 0
+    for name in bugs:
+        began = time.process_time()
+        for seed in seeds:
+            with BUGS[name]():
+                problem = run_seed(seed).problem
+            if problem is not None:
+                print(f"{name}: seed {seed}, {time.process_time() - began:.1f} s: {problem[-300:]}", flush=True)
+                break
+        else:
+            missed += 1
+            print(f"{name}: not found by {len(seeds)} schedules", flush=True)
+    return missed
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ FAMILIES: Final = {
     "slow": (0.0, 0.10),
     "late_head": (0.0, 0.15),
     "drop_tx": (0.0, 0.30),
+    "wrong_bytes": (0.0, 0.50),
 }
 """Faults of single requests and transactions, and the range of their rates."""
 SPELLS: Final = ("outage", "no_blocks", "restart", "clock", "crash", "stop")
@@ -53,12 +54,14 @@ class Plan:
         self.lock_time = rng.choice([3600, 3600, 7200, 43_200])
         self.ack_timeout = rng.choice([6 * HOUR, 48 * HOUR])
         self.window = min(self.ack_timeout, self.lock_time // 2)
-        self.tick = rng.choice([15.0, 60.0])
+        self.tick = rng.choice([15.0, 30.0])
         self.block_time = rng.choice([0.0, 1.0, 5.0, 15.0])
         """0: each transaction has its block at once."""
-        self.train_seconds = rng.choice([0.0, 60.0, 300.0])
-        self.look = rng.choice([30.0, 90.0])
+        self.train_seconds = rng.choice([0.0, 0.0, 60.0, 240.0])
+        self.look = rng.choice([30.0, 90.0, 90.0])
         """Seconds between two looks of the guardian."""
+        self.head_pause = rng.choice([2.0, 10.0, 10.0])
+        """Most seconds between two looks for a new block."""
         self.named = rng.random() < 0.6
         """Whether jobs name their provider."""
         self.on_unverified = rng.choice([None, None, "acknowledge_unverified", "forfeit"])

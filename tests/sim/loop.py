@@ -7,17 +7,23 @@ never lets time pass, is an error instead of a hang.
 import asyncio
 import contextlib
 import contextvars
+import gc
 import heapq
 import random
 import selectors
+import weakref
 import zlib
 from collections.abc import Callable, Coroutine, Iterator
+from types import SimpleNamespace
 from typing import Any, TypeVar
 from unittest import mock
 
+import aiohttp.connector
 import anyio._backends._asyncio
 import anyio.lowlevel
 import anyio.to_thread
+
+from zg_async.managers import watch
 
 T = TypeVar("T")
 _STILL = 50_000
@@ -191,6 +197,25 @@ class OrderedSet:
         return len(self._items)
 
 
+class OrderedWeakSet:
+    """The same for weak references; the members' own dictionary keeps the order."""
+
+    def __init__(self) -> None:
+        self._items: weakref.WeakKeyDictionary[Any, None] = weakref.WeakKeyDictionary()
+
+    def add(self, item: Any) -> None:
+        self._items[item] = None
+
+    def discard(self, item: Any) -> None:
+        self._items.pop(item, None)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(list(self._items))
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+
 door: contextvars.ContextVar[Callable[[str], None] | None] = contextvars.ContextVar("door", default=None)
 """What the running process has to pass before and after it touches its disk."""
 
@@ -213,8 +238,15 @@ def virtual() -> Iterator[None]:
     with (
         mock.patch.object(anyio.to_thread, "run_sync", _inline),
         mock.patch.object(anyio._backends._asyncio, "set", OrderedSet, create=True),
+        mock.patch.object(aiohttp.connector, "set", OrderedSet, create=True),
+        mock.patch.object(watch, "weakref", SimpleNamespace(WeakSet=OrderedWeakSet)),
     ):
-        yield
+        gc.disable()  # what only a collection ends would end at another moment in each process
+        try:
+            yield
+        finally:
+            gc.enable()
+            gc.collect(0)
 
 
 def run(main: Callable[[], Coroutine[Any, Any, T]], rng: random.Random) -> tuple[T, SimLoop]:

@@ -37,6 +37,7 @@ from zg_async.jobs.spec import JobSpec
 from zg_async.jobs.sqlite import SqliteStore
 from zg_async.jobs.store import Journal, MemoryStore
 from zg_async.networks import NETWORKS
+from zg_async.transport import heads
 from zg_async.transport.book import LaneBook
 from zg_async.transport.outbox import MemoryOutbox
 from zg_async.transport.rows import LaneId
@@ -221,6 +222,8 @@ class World:
             pipe.limit = chaos.choose("cut at", (0, 1, 20, 200, 400))
         elif chaos.strikes("stall", site):
             pipe.limit, pipe.silent = chaos.choose("stall at", (0, 1, 20, 200, 400)), True
+        if site.endswith("/lora") and chaos.strikes("wrong_bytes", site):
+            self.providers[int(host.split()[1])].faults.wrong_hash = 1
         try:
             answer = await handler(request)
         except (KeyError, TypeError, AttributeError, LookupError, NotImplementedError, AssertionError) as error:
@@ -244,7 +247,7 @@ class World:
 
     async def _open_providers(self, stack: contextlib.AsyncExitStack) -> None:
         client = ChainClient(self.node.request, self.clock)
-        watch = ChainWatch(client, (LOCAL.fine_tuning,), interval=self.plan.tick / 3)
+        watch = ChainWatch(client, (LOCAL.fine_tuning,), interval=self.plan.tick / 2)
         stack.push_async_callback(watch.aclose)
         await watch.start()
         for number in range(self.plan.providers):
@@ -347,6 +350,7 @@ class World:
         with (
             mock.patch.object(provider_workers.Workers, "_run_trainer", train),
             mock.patch.object(guardian, "LOOK_SECONDS", self.plan.look),
+            mock.patch.object(heads, "_SLOWEST", self.plan.head_pause),
         ):
             yield
 
@@ -466,7 +470,7 @@ class Process:
             except ZgError as error:
                 self.failures[str(spec.key)] = f"submit: {type(error).__name__}: {error}"
                 await anyio.sleep(60)
-        for wait in (600.0, 3600.0, 3 * 3600.0, 3600.0):
+        for wait in (120.0, 600.0, 1800.0, 3600.0):
             try:
                 await handle.result()
                 self.failures.pop(str(spec.key), None)

@@ -1,0 +1,116 @@
+"""Planted bugs: what a campaign has to find, or it finds nothing."""
+
+import contextlib
+import uuid
+from collections.abc import Callable
+from typing import Any, Final
+from unittest import mock
+
+from zg_async.background import Background
+from zg_async.jobs import delivering, driver, state, window
+from zg_async.jobs.events import TaskRequested
+from zg_async.jobs.scheduler import Scheduler
+from zg_async.managers import delivery
+from zg_async.managers.fine_tuning import FineTuningManager
+from zg_async.managers.ledger import LedgerManager
+from zg_async.transport import rpc
+from zg_async.transport.chain import Chain
+from zg_async.transport.lane import Lane
+from zg_async.transport.outbox import MemoryOutbox
+
+Patch = Callable[[], contextlib.AbstractContextManager[Any]]
+
+
+def _patch(target: Any, name: str, value: Any) -> Patch:
+    return lambda: mock.patch.object(target, name, value)
+
+
+def _new_key_each_time() -> contextlib.AbstractContextManager[Any]:
+    """The same effect is signed anew when it is asked for again."""
+    write = Chain.write
+
+    async def again(self: Chain, call: Any, *, wallet: str, key: str | None = None) -> Any:
+        return await write(self, call, wallet=wallet, key=f"{key}/{uuid.uuid4()}")
+
+    async def forget(self: Chain, key: str, *, wallet: str) -> None:
+        return None
+
+    stack = contextlib.ExitStack()
+    stack.enter_context(mock.patch.object(Chain, "write", again))
+    stack.enter_context(mock.patch.object(Chain, "recall", forget))
+    return stack
+
+
+def _row_after_send() -> contextlib.AbstractContextManager[Any]:
+    """A crash right after a row was recorded loses it, though it may be sent: the disk had only promised."""
+    append = MemoryOutbox.append
+
+    async def late(self: Any, lane: Any, entries: Any) -> bool:
+        if any(entry["kind"] == "signed" for entry in entries):
+            lost = self.__dict__.setdefault("late", [])
+            lost.append(lane)
+            if len(lost) % 3 == 2:
+                book = await self.open_lane(lane)
+                book.plan(entries)
+                self._books[lane] = type(book)(lane)
+        return await append(self, lane, entries)
+
+    return mock.patch.object(MemoryOutbox, "append", late)
+
+
+def _request_off_the_record() -> contextlib.AbstractContextManager[Any]:
+    """The request's number isn't remembered, so a lost answer can't be looked up."""
+    apply = state._apply
+    return mock.patch.object(
+        state, "_apply", lambda known, event: known if isinstance(event, TaskRequested) else apply(known, event)
+    )
+
+
+async def _nothing_found(self: FineTuningManager, provider: str, request_nonce: int) -> None:
+    return None
+
+
+async def _plan_at_once(self: LedgerManager, provider: str, service_type: str, amount: Any) -> Any:
+    return await self.plan_funding(provider, service_type, amount)
+
+
+def _believe(self: Any, digests: Any) -> str:
+    return "keccak256"
+
+
+def _any_bytes() -> contextlib.AbstractContextManager[Any]:
+    """A file is taken for the model whatever its hash is."""
+    return mock.patch.object(delivery._Check, "matches", _believe)
+
+
+async def _leave_running(self: Background) -> None:
+    self._closed = True
+
+
+def _signed_without_looking() -> contextlib.AbstractContextManager[Any]:
+    """The next number is the chain's, whatever is signed and not mined."""
+    quote = Lane.quote
+
+    async def blind(self: Lane, call: Any) -> Any:
+        found = await quote(self, call)
+        self.book.next_nonce = found.latest
+        return found
+
+    return mock.patch.object(Lane, "quote", blind)
+
+
+BUGS: Final[dict[str, Patch]] = {
+    "signs anew on retry": _new_key_each_time,
+    "loses rows it has sent": _row_after_send,
+    "takes the nonce from the chain": _signed_without_looking,
+    "forgets the request": _request_off_the_record,
+    "never looks a request up": _patch(FineTuningManager, "find_task_by_nonce", _nothing_found),
+    "funds on an old view": _patch(LedgerManager, "_plan", _plan_at_once),
+    "gives up early": _patch(delivering, "_is_last_call", lambda work: True),
+    "waits without a limit": _patch(window.AckWindow, "longest_pause", lambda self, now: 1e5),
+    "takes any bytes": _any_bytes,
+    "leaves tasks behind": _patch(Background, "aclose", _leave_running),
+    "keeps the turn": _patch(Scheduler, "release", lambda self, job_id: None),
+    "tries once": _patch(driver, "MAX_ATTEMPTS", 1),
+    "believes a gateway": _patch(rpc, "_UNANSWERED", -32600),
+}

@@ -1,0 +1,81 @@
+"""Whole jobs through schedules of faults, and the simulation itself: it repeats, and it finds what is planted."""
+
+import os
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from tests.sim.bugs import BUGS
+from tests.sim.runs import Outcome, run_seed
+
+CHUNKS = 4
+"""Tests over which the schedules are spread, so that several processes can share them."""
+SEEDS = 12
+"""Schedules in each; `python -m tests.sim --seeds 0:10000` runs as many as one likes."""
+
+
+def run_all(seeds: range) -> Counter[str]:
+    """Run schedules; all have to keep every property. Returns the rare states they reached."""
+    outcomes: list[Outcome] = [run_seed(seed) for seed in seeds]
+    failed = [outcome.told() for outcome in outcomes if outcome.problem is not None]
+    assert not failed, "\n\n".join(failed)
+    return sum((outcome.marks for outcome in outcomes), Counter[str]())
+
+
+@pytest.mark.slow
+@pytest.mark.goal("RLB-01", part="48 schedules")
+@pytest.mark.goal("RUN-10", part="real stack, 48 schedules")
+@pytest.mark.goal("RLB-14", part="48 schedules")
+@pytest.mark.goal("RLB-04", part="acknowledged in time")
+@pytest.mark.parametrize("chunk", range(CHUNKS))
+def test_jobs_keep_every_property_in_any_schedule(chunk):
+    assert run_all(range(chunk * SEEDS, (chunk + 1) * SEEDS))["acknowledged in time"] >= SEEDS
+
+
+SCRIPT = """
+from tests.sim.runs import run_seed
+for seed in (5, 23, 31):
+    outcome = run_seed(seed)
+    print(seed, f"{outcome.trace:08x}", outcome.turns, f"{outcome.seconds:.6f}", outcome.problem)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.goal("RLB-02", part="3 seeds")
+def test_a_seed_gives_the_same_schedule_in_any_process():
+    root = Path(__file__).parents[2]
+    traces = []
+    for seed in ("1", "2"):
+        environment = {**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": str(root)}
+        command = [sys.executable, "-W", "ignore", "-c", SCRIPT]
+        done = subprocess.run(command, env=environment, cwd=root, capture_output=True, text=True, timeout=200)
+        assert done.returncode == 0, done.stderr
+        traces.append(done.stdout)
+    assert traces[0] == traces[1]
+    assert len(set(traces[0].split())) > 6
+
+
+FOUND_BY = {
+    "signs anew on retry": 0,
+    "loses rows it has sent": 0,
+    "never looks a request up": 5,
+    "funds on an old view": 3,
+    "takes any bytes": 3,
+    "leaves tasks behind": 0,
+}
+"""Which schedule found a planted bug first, by `python -m tests.sim --bug all`; only where to begin to look."""
+MOST = 40
+
+
+@pytest.mark.slow
+@pytest.mark.goal("RLB-03", part="6 bugs")
+@pytest.mark.parametrize("name", FOUND_BY)
+def test_a_planted_bug_is_found(name):
+    for seed in (FOUND_BY[name], *range(MOST)):
+        with BUGS[name]():
+            if run_seed(seed).problem is not None:
+                return
+    pytest.fail(f"{name}: not found in {MOST} schedules")
