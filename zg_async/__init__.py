@@ -90,7 +90,7 @@ _HOMES = {
     "zg_async.managers.costs": ("Cost", "CostReport", "SettledTask"),
     "zg_async.managers.choosing": ("ProviderChoice", "ProviderProbe"),
     "zg_async.managers.deliverables": ("Acknowledgement", "DeliveredModel"),
-    "zg_async.managers.fine_tuning": ("TaskPreflight",),
+    "zg_async.managers.fine_tuning": ("FeeEstimate", "TaskPreflight"),
     "zg_async.managers.inference_funds": ("Funds", "Spending"),
     "zg_async.managers.inference_services": ("AutoFunded", "AutoFunding", "InferencePolicy"),
     "zg_async.managers.inference_tokens": ("ApiKey",),
@@ -113,6 +113,7 @@ _HOMES = {
         "WatchWarning",
     ),
     "zg_async.managers.model_limits": ("ModelLimits",),
+    "zg_async.managers.task_labels": ("TaskLabel",),
     "zg_async.managers.tokens": ("TokenCount",),
     "zg_async.managers.training_params": ("RawParams",),
     "zg_async.managers.verification_record": ("Evidence", "Pin", "ServiceVerification", "recheck_report"),
@@ -275,6 +276,7 @@ if TYPE_CHECKING:
     from zg_async.managers.dataset_sources import ProvidedDataset as ProvidedDataset
     from zg_async.managers.deliverables import Acknowledgement as Acknowledgement
     from zg_async.managers.deliverables import DeliveredModel as DeliveredModel
+    from zg_async.managers.fine_tuning import FeeEstimate as FeeEstimate
     from zg_async.managers.fine_tuning import TaskPreflight as TaskPreflight
     from zg_async.managers.inference_funds import Funds as Funds
     from zg_async.managers.inference_funds import Spending as Spending
@@ -306,6 +308,7 @@ if TYPE_CHECKING:
     from zg_async.managers.task_changes import TaskStuck as TaskStuck
     from zg_async.managers.task_changes import WatchResynced as WatchResynced
     from zg_async.managers.task_changes import WatchWarning as WatchWarning
+    from zg_async.managers.task_labels import TaskLabel as TaskLabel
     from zg_async.managers.tokens import TokenCount as TokenCount
     from zg_async.managers.training_params import RawParams as RawParams
     from zg_async.managers.verification_record import Evidence as Evidence

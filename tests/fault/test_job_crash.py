@@ -78,6 +78,7 @@ async def test_a_request_or_answer_lost_at_any_point_changes_nothing(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.goal("RUN-14", part="leaving the block at any point")
 async def test_cancelled_at_any_await_a_run_leaves_no_child_and_a_journal_that_goes_on(tmp_path):
     before = asyncio.all_tasks()
     for number, name in enumerate(await points_of(tmp_path / "whole"), 1):

@@ -22,6 +22,7 @@ def _calls(path: pathlib.Path) -> set[str]:
 
 
 @pytest.mark.goal("OBS-01", part="standard logging, no prints")
+@pytest.mark.goal("TSK-02", part="never reads stdin")
 def test_library_never_prints_or_prompts():
     bad = {
         "print",

@@ -8,7 +8,7 @@ from zg_async.errors import ConfigError, JobFailedError, ProviderUnavailableErro
 from zg_async.jobs import events as e
 from zg_async.jobs.policies import STAGE_NAMES
 from zg_async.jobs.runner import JobRunner
-from zg_async.jobs.stages import STAGES
+from zg_async.jobs.stages import STAGES, next_stage
 from zg_async.jobs.store import Journal, MemoryStore
 
 
@@ -57,6 +57,42 @@ async def test_an_attempt_that_takes_too_long_is_ended_and_tried_again(world):
         await job.result()
         retries = [event async for event in job.events() if isinstance(event, e.StageRetrying)]
     assert ["took longer than 0.05 s" in retry.message for retry in retries] == [True]
+
+
+POINTS = {
+    "choose_provider": "before rpc read",
+    "fund": "before rpc broadcast transfer_fund",
+    "acknowledge_provider": "before quote",
+    "upload_dataset": "before upload",
+    "create_task": "before post task",
+    "decrypt_model": "after decrypt disk",
+    "deploy_adapter": "before deploy",
+}
+"""A point in each stage whose attempts the specification may bound; the others are tried until the window closes."""
+
+
+@pytest.mark.goal("RUN-06", part="seven of the steps")
+@pytest.mark.parametrize("stage", sorted(POINTS))
+async def test_each_step_has_the_attempts_that_its_specification_says(world, stage):
+    failed = []
+
+    def fail(process, count, name):
+        if name == POINTS[stage] and process.stage() == stage:
+            failed.append(name)
+            raise ProviderUnavailableError("no answer")
+
+    process = Process(world, fail)
+    journal = Journal()
+    stages = {stage: {"attempts": 2, "on_failure": "fail"}}
+    async with JobRunner(process.broker, MemoryStore(journal)) as runner:
+        driver = lambda: next(iter(runner._drivers.values()))  # noqa: E731
+        process.stage = lambda: next_stage(driver().state).name if runner._drivers else ""
+        job = await runner.submit(world.spec(stages=stages))
+        with pytest.raises(JobFailedError) as caught:
+            await job.result()
+        events = [event async for event in job.events()]
+    assert (caught.value.stage, len(failed)) == (stage, 2)
+    assert [event.stage for event in events if isinstance(event, e.StageRetrying)] == [stage]
 
 
 @pytest.mark.parametrize(

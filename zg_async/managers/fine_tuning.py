@@ -6,7 +6,7 @@ Protocol: 0g-serving-broker api/fine-tuning, 0g-serving-contract contracts/fine-
 import dataclasses
 import datetime as dt
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Final, Literal
 
@@ -38,6 +38,7 @@ from zg_async.managers.dataset_sources import (
 from zg_async.managers.deliverables import Deliverables
 from zg_async.managers.model_limits import ModelLimits, limits_of
 from zg_async.managers.model_sources import Method
+from zg_async.managers.task_labels import TaskLabel, TaskLabels, pick
 from zg_async.managers.tokens import TokenCount, count_tokens
 from zg_async.managers.training_params import TrainingParamsSource, read_training_params
 from zg_async.managers.verification import OnLog
@@ -63,7 +64,7 @@ from zg_async.wire.records import (
     TaskId,
     UploadedDataset,
 )
-from zg_async.wire.rows import DatasetReport
+from zg_async.wire.rows import DatasetReport, check_training_params
 from zg_async.wire.storage_records import FetchedFile
 
 TaskPolicy = Literal["queue", "fail", "wait_for_free"]
@@ -83,6 +84,8 @@ class TaskPreflight:
     """This wallet's open task there, if any."""
     account: FineTuningAccountDetails | None
     service: FineTuningService
+    estimate: "FeeEstimate | None" = None
+    """The task's fee; None: it wasn't asked for, or something stands in the way before."""
 
     def raise_first(self) -> None:
         """Raise the first problem with the others as notes; do nothing when there is none."""
@@ -91,6 +94,17 @@ class TaskPreflight:
             for other in self.problems[1:]:
                 error.add_note(f"also: {other}")
             raise error
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class FeeEstimate:
+    """What a task will cost, in neuron; exact when the three are the same."""
+
+    low: int
+    likely: int
+    high: int
+    method: str
+    """`tokenizer`: counted; `bytes`: a range."""
 
 
 @observed("fine_tuning")
@@ -554,12 +568,23 @@ class FineTuningManager(Deliverables):
 
     # ---- tasks
 
-    async def check_task(self, provider_address: str, training_path: TrainingParamsSource) -> TaskPreflight:
+    async def check_task(
+        self,
+        provider_address: str,
+        training_path: TrainingParamsSource,
+        *,
+        model: str | None = None,
+        dataset_path: str | os.PathLike[str] | None = None,
+        tokenizer: str | os.PathLike[str] | None = None,
+    ) -> TaskPreflight:
         """Look for everything that would make a provider refuse or fail a task now. Sends nothing.
 
         Args:
             provider_address: The provider's address.
             training_path: The training parameters, as in `create_task`.
+            model: With `dataset_path`: its fee is estimated, and compared with what the sub-account can pay.
+            dataset_path: The dataset's file.
+            tokenizer: The model's `tokenizer.json`, to know the fee exactly; None: it is a range.
 
         Returns:
             All problems found, in the order of the provider's own checks.
@@ -573,6 +598,11 @@ class FineTuningManager(Deliverables):
         client = self._client(service)
         account = await self._account_or_none(service.provider)
         problems += _account_problems(account, service)
+        estimate = None
+        if model is not None and dataset_path is not None and not problems[:1]:
+            estimate = await self._estimate(service, training_path, model, dataset_path, tokenizer)
+            if account is not None and account.spendable < estimate.high:
+                problems.append(_short(account, service.provider, estimate))
         tasks = await client.list_tasks(self._ctx.wallet)
         unfinished = next((t for t in tasks if not t.is_terminal), None)
         if unfinished is not None:
@@ -583,7 +613,26 @@ class FineTuningManager(Deliverables):
             unfinished=unfinished,
             account=account,
             service=service,
+            estimate=estimate,
         )
+
+    async def _estimate(
+        self,
+        service: FineTuningService,
+        training_path: TrainingParamsSource,
+        model_name: str,
+        dataset_path: str | os.PathLike[str],
+        tokenizer: str | os.PathLike[str] | None,
+    ) -> FeeEstimate:
+        text = await anyio.to_thread.run_sync(read_training_params, training_path)
+        epochs = check_training_params(text).num_train_epochs
+        model = await self.resolve_model(service.provider, model_name)
+        count = await count_tokens(dataset_path, tokenizer=tokenizer)
+        low, likely, high = (
+            provider_api.estimate_fee(tokens, service.price_per_token, epochs, model)
+            for tokens in (count.low, count.likely, count.high)
+        )
+        return FeeEstimate(low=low, likely=likely, high=high, method=count.method)
 
     async def create_task(
         self,
@@ -670,14 +719,52 @@ class FineTuningManager(Deliverables):
         """Find this wallet's task by the number it was created with; None when the provider knows none."""
         return next((t for t in await self.list_task(provider) if t.request_nonce == request_nonce), None)
 
-    async def list_task(self, provider: str) -> Records[Task]:
-        """List this wallet's tasks at a provider, newest first."""
+    async def list_task(self, provider: str, *, name: str | None = None, tags: Collection[str] = ()) -> Records[Task]:
+        """List this wallet's tasks at a provider, newest first.
+
+        Args:
+            provider: The provider's address.
+            name: Only those that `label_task` gave this name.
+            tags: Only those with all these tags.
+        """
         client = await self._client_of(provider)
-        tasks = await client.list_tasks(self._ctx.wallet)
+        tasks: Sequence[Task] = await client.list_tasks(self._ctx.wallet)
+        if name is not None or tags:
+            tasks = pick(tasks, await self._labels.all(), name, tags)
         return Records([await self._with_deadline(t) for t in tasks])
 
-    async def list_all_tasks(self) -> Mapping[Address, tuple[Task, ...] | ZgError]:
+    @property
+    def _labels(self) -> TaskLabels:
+        return TaskLabels(self._ctx.state_dir, genesis=self._ctx.chain.genesis_hash, wallet=self._ctx.wallet)
+
+    async def label_task(
+        self, task_id: str, *, name: str | None = None, tags: Iterable[str] | None = None, note: str | None = None
+    ) -> TaskLabel:
+        """Give a task a name, tags and a note, on this machine only. What is None stays, what is empty is removed.
+
+        Args:
+            task_id: Which task.
+            name: What to call it.
+            tags: Words to find it by, in place of those it has.
+            note: Anything else.
+
+        Returns:
+            All of it as it is now.
+        """
+        return await self._labels.change(TaskId(task_id), name=name, tags=tags, note=note)
+
+    async def get_task_labels(self) -> Mapping[TaskId, TaskLabel]:
+        """Return name, tags and note of each of this wallet's tasks that has some."""
+        return await self._labels.all()
+
+    async def list_all_tasks(
+        self, *, name: str | None = None, tags: Collection[str] = ()
+    ) -> Mapping[Address, tuple[Task, ...] | ZgError]:
         """List this wallet's tasks at all registered providers, asked at once.
+
+        Args:
+            name: Only those that `label_task` gave this name.
+            tags: Only those with all these tags.
 
         Returns:
             Per provider its tasks, or the error that it couldn't be asked by.
@@ -686,7 +773,7 @@ class FineTuningManager(Deliverables):
 
         async def ask(provider: Address) -> None:
             try:
-                results[provider] = await self.list_task(provider)
+                results[provider] = await self.list_task(provider, name=name, tags=tags)
             except ZgError as e:
                 results[provider] = e
 
@@ -825,6 +912,15 @@ def _account_problems(account: FineTuningAccountDetails | None, service: FineTun
             )
         )
     return problems
+
+
+def _short(account: FineTuningAccountDetails, provider: Address, estimate: FeeEstimate) -> ConfigError:
+    upto = "" if estimate.low == estimate.high else "up to "
+    return ConfigError(
+        f"the task may cost {upto}{format_amount(estimate.high)}, the sub-account at {provider} can pay "
+        f"{format_amount(account.spendable)}",
+        hint=f"ledger.ensure_funded(provider, 'fine-tuning', '{format_amount(estimate.high).split()[0]}')",
+    )
 
 
 def _unfinished(task: Task) -> UnfinishedTaskError:
