@@ -1,3 +1,7 @@
+import json
+import os
+import subprocess
+import sys
 import time
 
 import pytest
@@ -80,6 +84,34 @@ def test_proofs_are_the_reference_ones_and_hold(row):
 def test_every_back_end_gives_the_same_tree(backend, size):
     data = content("mix", size)
     assert tree(data, backend) == tree(data)
+
+
+PEER = """
+import json, sys, time
+from core.file import ZgFile
+
+begun = time.thread_time()
+tree, error = ZgFile.from_file_path(sys.argv[1]).merkle_tree()
+print(json.dumps([tree.root_hash(), time.thread_time() - begun]))
+"""
+
+
+@pytest.mark.goal("STO-05", part="five times py-stor in the same run")
+@pytest.mark.slow
+@pytest.mark.skipif("ZG_PYSTOR" not in os.environ, reason="ZG_PYSTOR names no folder")
+def test_the_best_back_end_is_five_times_the_python_sdk_with_the_same_root(tmp_path):
+    path, data = tmp_path / "data", content("mix", 16 * SEGMENT)
+    path.write_bytes(data)
+    environment = {**os.environ, "PYTHONPATH": os.environ["ZG_PYSTOR"]}
+    done = subprocess.run(
+        [sys.executable, "-c", PEER, path], cwd=tmp_path, env=environment, capture_output=True, check=True
+    )
+    root, spent = json.loads(done.stdout)
+    begun = time.thread_time()
+    ours = MerkleHasher()
+    ours.update(data)
+    assert "0x" + ours.digest().hex() == root
+    assert 5 * (time.thread_time() - begun) < spent
 
 
 @pytest.mark.goal("STO-05", part="speed")
