@@ -75,6 +75,7 @@ _HOMES = {
         "ZgError",
     ),
     "zg_async.jobs.batch": ("Batch", "BatchResult", "BatchRow", "read_batch"),
+    "zg_async.jobs.notify": ("Callback", "Webhook"),
     "zg_async.jobs.policies": ("Approval", "StagePolicy"),
     "zg_async.jobs.plan": ("JobPlan", "PlannedTransaction", "PlannedUpload"),
     "zg_async.jobs.runner": ("JobHandle", "JobRunner"),
@@ -251,6 +252,8 @@ if TYPE_CHECKING:
     from zg_async.jobs.batch import BatchRow as BatchRow
     from zg_async.jobs.batch import read_batch as read_batch
     from zg_async.jobs.events import Event as Event
+    from zg_async.jobs.notify import Callback as Callback
+    from zg_async.jobs.notify import Webhook as Webhook
     from zg_async.jobs.plan import JobPlan as JobPlan
     from zg_async.jobs.plan import PlannedTransaction as PlannedTransaction
     from zg_async.jobs.plan import PlannedUpload as PlannedUpload

@@ -9,7 +9,7 @@ import hashlib
 import signal
 import uuid
 from collections import deque
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final
 
@@ -32,6 +32,7 @@ from zg_async.jobs.driver import Driver, now
 from zg_async.jobs.events import DatasetChecked, Event, JobResumed, JobSubmitted, JobWarned
 from zg_async.jobs.guardian import Guardian
 from zg_async.jobs.live import follow, notebook_display, state_html
+from zg_async.jobs.notify import Notifier, Notify, notifying
 from zg_async.jobs.plan import JobPlan, make_plan
 from zg_async.jobs.policies import Approve
 from zg_async.jobs.preparing import first_key
@@ -62,7 +63,13 @@ class JobRunner:
     """Runs jobs on one broker from one journal. An async context manager; leaving it detaches, jobs resume later."""
 
     def __init__(
-        self, broker: "Broker", store: Store | None = None, *, guard: bool = True, approve: Approve | None = None
+        self,
+        broker: "Broker",
+        store: Store | None = None,
+        *,
+        guard: bool = True,
+        approve: Approve | None = None,
+        notify: Sequence[Notify] = (),
     ) -> None:
         """Make a runner; it starts when it is entered.
 
@@ -71,11 +78,15 @@ class JobRunner:
             store: The journal; None: a `SqliteStore`, one file per chain and wallet in the broker's state folder.
             guard: Whether to look after every open task of the broker's wallets, also those that it didn't start.
             approve: Asked, with an `Approval`, before a job pays, acknowledges a delivery or deploys; False fails it.
+            notify: Webhooks and callbacks that are told what happens to jobs.
         """
         self._approve = approve
         self._broker = broker
-        self._store: Store = store if store is not None else SqliteStore(folder=broker.state_dir / "jobs")
         self._clock = broker.clock
+        self._store: Store = store if store is not None else SqliteStore(folder=broker.state_dir / "jobs")
+        self._notifier = Notifier(notify, broker.http, self._clock) if notify else None
+        if self._notifier is not None:
+            self._store = notifying(self._store, self._notifier)
         self._scheduler = Scheduler()
         self._background = Background()
         self._drivers: dict[JobId, Driver] = {}
@@ -96,6 +107,8 @@ class JobRunner:
         try:
             await self._store.open(Owner(chain_id=chain.chain_id, genesis=chain.genesis_hash, wallets=wallets))
             self._is_open = True
+            if self._notifier is not None:
+                self._notifier.start()
             await self._start_all()
             self._background.start(self._hold(), name="zg journal lease")
         except BaseException:
@@ -120,6 +133,8 @@ class JobRunner:
             for driver in drivers:
                 await driver.ended.wait()
             await self._background.aclose()
+            if self._notifier is not None:
+                await self._notifier.aclose()
             await self._presence.leave()
             await self._store.aclose()
 
