@@ -15,7 +15,7 @@ import anyio.lowlevel
 
 from zg_async.background import Background
 from zg_async.clock import Clock
-from zg_async.errors import ChainError, ClosedError, RpcError, ZgError
+from zg_async.errors import ChainError, ChainUnavailableError, ClosedError, RpcError, WrongChainError, ZgError
 from zg_async.logs import get_logger
 from zg_async.transport.rpc import Ask, Rpc, quantity
 
@@ -43,8 +43,11 @@ def parse_block(value: Any) -> Block:
     """Read a block of an answer.
 
     Raises:
+        ChainUnavailableError: The node has none yet, or not any more.
         RpcError: It is none.
     """
+    if value is None:
+        raise ChainUnavailableError("the node has no block where one should be", hint="It may lag behind; try again")
     try:
         fee = value.get("baseFeePerGas")
         return Block(
@@ -219,7 +222,8 @@ class BlockWatcher:
             _log.warning("waiting for the node: %s", error)
             self._broken_since = now
             self._step = 0
-        if not error.retryable or now - self._broken_since > PATIENCE:
+        # One senseless answer, of a gateway or a node that lags, must not end everybody's waiting.
+        if isinstance(error, WrongChainError) or now - self._broken_since > PATIENCE:
             for poll in tuple(self._polls):
                 poll.failed(error)
 
