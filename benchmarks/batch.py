@@ -289,7 +289,8 @@ def load() -> str:
 
 
 async def main(options: argparse.Namespace) -> int:
-    curves = ["python"] + ["coincurve"] * bool(importlib.util.find_spec("coincurve"))
+    there = ["python"] + ["coincurve"] * bool(importlib.util.find_spec("coincurve"))
+    curves = [curve for curve in options.curves if curve in there]
     failed = 0
     with tempfile.TemporaryDirectory() as name:
         dataset = Path(name) / "train.jsonl"
@@ -300,7 +301,7 @@ async def main(options: argparse.Namespace) -> int:
             if options.delivery_mb:
                 await devnet.control_async("settings", filler_bytes=options.delivery_mb * 2**20)
             bench = Bench(devnet, dataset, limited=options.real_limits)
-            if len(curves) == 1:
+            if len(there) == 1:
                 print("coincurve isn't installed: pure Python only")
             for jobs in [LIMITED_JOBS] if options.real_limits else options.jobs:
                 wallets = max(-(-jobs // min(ACCOUNTS, options.providers)), 1)
@@ -334,4 +335,5 @@ if __name__ == "__main__":
     parser.add_argument("--delivery-mb", type=int, default=0)
     parser.add_argument("--real-limits", action="store_true")
     parser.add_argument("--ways", nargs="*", default=["runner", "threads"])
+    parser.add_argument("--curves", nargs="*", default=["python", "coincurve"])
     sys.exit(asyncio.run(main(parser.parse_args())))

@@ -40,6 +40,7 @@ import dataclasses
 import hmac
 import json
 import secrets
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
@@ -191,6 +192,7 @@ class Control:
             "block": {"number": number, "hash": block_hash, "timestamp": timestamp},
             "clock_offset": devnet.watch.offset,
             "state": [_provider_state(node) for node in devnet.providers],
+            "rpc_faults": dict(Counter(kind for _, kind in devnet.rpc_faults.hits)) if devnet.rpc_faults else {},
         }
 
     async def _increase_time(self, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -269,7 +271,10 @@ class Control:
 
     async def _clear_faults(self, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
         for node in self._chosen(arguments):
-            update(node.faults, dataclasses.asdict(Faults()))
+            fresh = dataclasses.asdict(Faults())
+            fresh.pop("struck")
+            update(node.faults, fresh)
+            node.faults.struck.clear()
         return {}
 
     async def _lose_state(self, arguments: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -1,6 +1,7 @@
 """What can be changed on a simulated provider while it runs: its settings and its faults."""
 
 import dataclasses
+import random
 from collections.abc import Mapping
 from typing import Any, Final, Literal, TypeVar, cast
 
@@ -82,6 +83,8 @@ class Faults:
 
     latency: float = 0.0
     """Seconds added to every answer."""
+    chance: float = 1.0
+    """Of striking, for each opportunity of a fault that is on."""
     path: str = ""
     """When set, the HTTP faults strike only requests whose path contains it."""
     error_5xx: int = 0
@@ -121,14 +124,20 @@ class Faults:
     stale_clock: float = 0.0
     """Seconds the provider's clock is wrong by, in both directions."""
 
+    struck: dict[str, int] = dataclasses.field(default_factory=dict, init=False)
+    """How often each has struck since all were switched off."""
+
     def strikes(self, name: str, path: str = "") -> bool:
         """Tell whether a fault is on, and count it."""
         if self.path and path and self.path not in path:
             return False
         left = cast("int", getattr(self, name))
+        if left == 0 or (self.chance < 1.0 and random.random() >= self.chance):
+            return False
         if left > 0:
             setattr(self, name, left - 1)
-        return left != 0
+        self.struck[name] = self.struck.get(name, 0) + 1
+        return True
 
 
 def update(target: S, changes: Mapping[str, Any]) -> S:
@@ -137,7 +146,7 @@ def update(target: S, changes: Mapping[str, Any]) -> S:
     Raises:
         ConfigError: A name or a value's type is wrong; nothing was changed then.
     """
-    fields = {field.name: field for field in dataclasses.fields(cast("Any", target))}
+    fields = {field.name: field for field in dataclasses.fields(cast("Any", target)) if field.init}
     values = {}
     for name, value in changes.items():
         if name not in fields:
