@@ -2,9 +2,11 @@
 
 import contextlib
 import dataclasses
+import datetime as dt
 import json
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -16,9 +18,13 @@ from zg_async.devnet import quote as made
 from zg_async.devnet.chain_client import address_of
 from zg_async.devnet.tdx import TdxMaker
 from zg_async.errors import AttestationError
+from zg_async.managers.verification import Verifier
 from zg_async.managers.verification_record import evidence_from_json, judge, pins_of
+from zg_async.networks import NETWORKS
 from zg_async.transport import tee
-from zg_async.wire.attestation import CHAIN, MANDATORY, check_llm_quote, check_quote
+from zg_async.wire.attestation import CHAIN, MANDATORY, check_llm_quote, check_quote, event_digest
+from zg_async.wire.hashing import checksum_address
+from zg_async.wire.records import InferenceService
 
 OTHER = "0x" + "22" * 20
 STATUSES = (
@@ -309,16 +315,80 @@ def test_what_is_no_record_is_refused(tmp_path, text):
         recheck_report(tmp_path / "missing.json")
 
 
-@pytest.mark.parametrize("row", vectors("inference")["attestation_ts"], ids=ids(vectors("inference")["attestation_ts"]))
-def test_nothing_the_peer_calls_a_success_is_verified_here(row):
-    body = (row["quote_response"] or "").encode()
-    found = check_quote(body, header_signature=None, expected_signer=row["contract_tee_signer"])
-    assert not found.passed  # their quotes are filler
-    details = (row["expect"].get("compose_details") or {}).get("combined")
-    if details and details.get("calculatedHash") and found.compose_hash:
-        assert found.compose_hash == details["calculatedHash"]
-    if row["expect"].get("reports") == ["combined"] and row["expect"].get("signer_all_match"):
-        assert found.check("signer").outcome == "pass"
+ATTESTATIONS = vectors("inference")["attestation_ts"]
+
+
+def measured(body: str) -> bytes:
+    """A vector's report with the digests its events would have: the peers never look at them."""
+    try:
+        value = json.loads(body)
+    except ValueError:
+        return body.encode()
+    log = value.get("event_log")
+    events = json.loads(log) if isinstance(log, str) else log
+    for event in events or ():
+        if event["imr"] == 3:
+            event["digest"] = event_digest(event).hex()
+    if events:
+        value["event_log"] = json.dumps(events) if isinstance(log, str) else events
+    return json.dumps(value).encode()
+
+
+class Registered:
+    """A provider as a vector has it: its registration and its routes."""
+
+    def __init__(self, row: dict) -> None:
+        self.row, self.asked = row, []
+        self.network = NETWORKS["local"]
+        self.genesis_hash = "0x" + "00" * 32
+
+    async def inference_service(self, provider: str) -> InferenceService:
+        return InferenceService(
+            provider=provider,
+            service_type="chatbot",
+            url="http://p/",
+            input_price=1,
+            output_price=1,
+            updated_at=dt.datetime(2026, 1, 1, tzinfo=dt.UTC),
+            model="m",
+            verifiability="TeeML",
+            additional_info=self.row["additional_info"] or "",
+            tee_signer_address=checksum_address(self.row["contract_tee_signer"]),
+            tee_signer_acknowledged=True,
+        )
+
+    async def request(self, method: str, url: str, **_: object) -> SimpleNamespace:
+        self.asked.append(url)
+        body = self.row["llm_report_response" if "attestation/report" in url else "quote_response"]
+        return SimpleNamespace(body=measured(body), headers={})
+
+
+@pytest.mark.goal("DOC-07", part="attestation")
+@pytest.mark.parametrize("row", ATTESTATIONS, ids=ids(ATTESTATIONS))
+async def test_what_the_peer_finds_is_found_and_nothing_it_calls_a_success_is_verified(row, tmp_path, clock):
+    provider, expect = Registered(row), row["expect"]
+    verifier = Verifier(provider, provider, provider, clock)
+    result = await verifier.verify("inference", tee_kit.PROVIDER, tmp_path)
+    assert not result.verified  # their quotes are filler
+    if "error" in expect:
+        blocking = {c.name: c.reason for c in result.blocking}
+        if "additionalInfo" in expect["error"]:
+            assert ("missing" if "missing" in expect["error"] else "JSON") in blocking["registration"]
+        else:
+            assert "JSON" in blocking["report"]
+        return
+    assert "registration" not in {c.name for c in result.checks}
+    asked = [url.removesuffix("?legacy=true") for url in provider.asked]
+    assert [url for url in asked if url.startswith("http://p/v1/")] == expect["urls"]
+    assert list(result.reports) == expect["reports"]
+    assert sorted(Path(f).name for f in result.files if "verification_" not in f) == sorted(expect["files"])
+    assert (result.check("signer").outcome == "pass") is expect["signer_all_match"]
+    passed = [report.check("compose_hash").outcome == "pass" for report in result.reports.values()]
+    assert all(passed) is expect["compose_passed"]
+    for name, found in expect["compose_details"].items():
+        assert result.reports[name].compose_hash == found["calculatedHash"]
+        same = found.get("eventLogHash") == found["calculatedHash"]
+        assert (result.reports[name].check("compose_hash").outcome == "pass") is same
 
 
 REPORTS = Path(os.environ.get("ZG_REPORTS", "/nonexistent"))

@@ -133,6 +133,7 @@ class Verifier:
             pins=None if accept_changes else pins,
             policy=self.policy,
             checked_at=self._clock.now(),
+            unregistered=_unregistered(service),
         )
         result = judge(evidence, root=self._root)
         if result.verified:
@@ -225,6 +226,13 @@ class Verifier:
 
     def _place(self, kind: Kind, provider: Address) -> str:
         return f"{self._chain.genesis_hash}/{kind}-{provider}.json"
+
+
+def _unregistered(service: FineTuningService | InferenceService) -> str:
+    """Say what keeps a registration from telling which TEEs there are."""
+    if not isinstance(service, InferenceService) or parse_additional_info(service.additional_info).is_json:
+        return ""
+    return "its additionalInfo is missing" if not service.additional_info else "its additionalInfo isn't JSON"
 
 
 class _PinBook:

@@ -69,6 +69,8 @@ class Evidence:
     policy: TeePolicy
     checked_at: float
     """Unix time."""
+    unregistered: str = ""
+    """What the registration fails to say about the TEE; empty: nothing is missing."""
 
     def to_json(self) -> dict[str, Any]:
         """Return it as plain JSON values."""
@@ -173,6 +175,8 @@ def judge(evidence: Evidence, *, root: bytes | None) -> ServiceVerification:
         checks.append(_images(prefix, report, evidence.policy))
         checks.append(_pinned(prefix, fetched.name, report, chain, evidence.pins))
     checks.append(_approved(evidence))
+    if evidence.unregistered:
+        checks.append(Check(name="registration", outcome="fail", reason=evidence.unregistered))
     names = list(reports)
     first = chains[names[0]] if names else not_checked("no report")
     return ServiceVerification(
@@ -253,6 +257,7 @@ def evidence_from_json(value: Mapping[str, Any]) -> Evidence:
         pins=None if pins is None else {str(name): pin_from_json(pin) for name, pin in pins.items()},
         policy=_policy(value["policy"]),
         checked_at=_number(value["checked_at"], _LATEST),
+        unregistered=_text(value.get("unregistered", "")),
     )
 
 

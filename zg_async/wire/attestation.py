@@ -418,7 +418,7 @@ class _Checker:
         event = next((e for e in self._before_ready() if e["event"] == "compose-hash"), None)
         if event is None:
             raise _FailedError("no compose-hash event before system-ready in register 3")
-        if event["event_payload"].lower() != self._compose_hash():
+        if event["event_payload"] != self._compose_hash():
             raise _FailedError("app_compose has another hash than the event")
         return self._compose_hash()
 
