@@ -18,6 +18,7 @@ def test_public_networks_allow_no_host_and_the_local_one_only_loopback():
     assert set(allowed.values()) == {()}
 
 
+@pytest.mark.goal("HRD-18", part="over http")
 @pytest.mark.goal("SEC-08", part="plain http refused")
 async def test_a_dataset_isnt_sent_over_plain_http_unless_the_network_or_the_user_allows_the_host(
     devnet, key, provider, dataset, tmp_path

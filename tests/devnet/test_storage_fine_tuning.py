@@ -126,6 +126,7 @@ async def test_a_dataset_goes_to_storage_first_and_else_into_the_tee_with_the_re
             await broker.fine_tuning.provide_dataset(node.address, other, "0g-storage")
 
 
+@pytest.mark.goal("HRD-18", part="public storage")
 async def test_a_plain_dataset_isnt_published_without_consent(net, tmp_path, dataset):
     node = net.providers[0]
     async with broker_of(net, tmp_path, indexer_url="https://indexer.example") as broker:

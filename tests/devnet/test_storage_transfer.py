@@ -1,6 +1,7 @@
 """Uploads and downloads against real storage nodes, honest ones and others."""
 
 import contextlib
+import dataclasses
 import os
 import shutil
 from collections import namedtuple
@@ -22,9 +23,12 @@ from zg_async.errors import (
     NotStoredError,
     StorageError,
     StorageUnavailableError,
+    ZgError,
 )
+from zg_async.networks import NETWORKS
 from zg_async.transport import storage_download, storage_part, storage_upload
 from zg_async.transport.storage_settings import StorageProgress, StorageSettings
+from zg_async.wire.contract_abi import contract_abi
 from zg_async.wire.envelope import public_key
 from zg_async.wire.merkle import SEGMENT, padded_chunk_count
 
@@ -453,6 +457,72 @@ async def test_nodes_that_name_another_contract_or_chain_arent_used_and_nobody_i
     assert await kit.submissions() == 1
 
 
+def _told_by_nodes(field, value):
+    def lie(kit, _broker):
+        for node in kit.nodes:
+            setattr(node.settings, field, value(kit) if callable(value) else value)
+
+    return lie
+
+
+def _told_by_the_chain(selector, word):
+    """Answer calls of one function with another word."""
+
+    def lie(kit, broker):
+        honest = broker.chain.rpc._exchange
+
+        async def exchange(index, asks):
+            answers = [dict(answer) for answer in await honest(index, asks)]
+            for ask, answer in zip(asks, answers, strict=True):
+                if ask.method == "eth_call" and ask.params[0]["data"].startswith("0x" + selector.hex()):
+                    answer["result"] = "0x" + (word(kit) if callable(word) else word).to_bytes(32, "big").hex()
+            return answers
+
+        broker.chain.rpc._exchange = exchange
+
+    return lie
+
+
+ATTACKER = "0x" + "5a" * 20
+MARKET = contract_abi("FixedPriceFlow").function("market").selector
+PRICE = contract_abi("FixedPriceMarket").function("pricePerSector").selector
+LIES = {
+    "nodes: another flow": _told_by_nodes("flow_address", ATTACKER),
+    "nodes: no flow": _told_by_nodes("flow_address", "0x" + "00" * 20),
+    "nodes: the ledger": _told_by_nodes("flow_address", lambda kit: kit.devnet.ledger),
+    "nodes: the wallet": _told_by_nodes("flow_address", lambda kit: kit.devnet.accounts[0].address),
+    "nodes: the fine-tuning contract": _told_by_nodes("flow_address", NETWORKS["local"].fine_tuning),
+    "nodes: another chain": _told_by_nodes("chain_id", 1),
+    "nodes: mainnet": _told_by_nodes("chain_id", 16661),
+    "rpc: another market": _told_by_the_chain(MARKET, int(ATTACKER, 16)),
+    "rpc: no market": _told_by_the_chain(MARKET, 0),
+    "rpc: the flow is its market": _told_by_the_chain(MARKET, lambda kit: int(kit.storage.flow.address, 16)),
+    "rpc: a price over the cap": _told_by_the_chain(PRICE, 10**12),
+    "rpc: a price beyond all coins": _told_by_the_chain(PRICE, 10**30),
+    "rpc: the largest price": _told_by_the_chain(PRICE, 2**256 - 1),
+}
+
+
+@pytest.mark.goal("HRD-06")
+async def test_whoever_names_another_address_or_price_gets_nothing(kit):
+    assert len(LIES) >= 12
+    settings = dataclasses.replace(FAST, max_price_per_sector=PRICE_PER_SECTOR)
+    for number, (name, lie) in enumerate(LIES.items()):
+        async with kit.broker(settings=settings) as broker:
+            before = await broker.chain.balance(broker.address)
+            lie(kit, broker)
+            with pytest.raises(ZgError):
+                await broker.storage.upload(kit.file(1000, seed=number))
+            assert await broker.chain.balance(broker.address) == before, name
+            assert await broker.chain.balance(ATTACKER) == 0, name
+        for node in kit.nodes:
+            node.settings.flow_address, node.settings.chain_id = "", 0
+        assert await kit.submissions() == 0, name
+    async with kit.broker(settings=settings) as broker:
+        await broker.storage.upload(kit.file(1000, seed=99))
+    assert await kit.submissions() == 1
+
+
 async def test_a_price_above_the_cap_isnt_paid(kit):
     async with kit.broker(settings=StorageSettings(max_price_per_sector=PRICE_PER_SECTOR - 1)) as broker:
         with pytest.raises(FeeCapError, match="the cap is"):
@@ -483,6 +553,7 @@ async def test_a_wallet_that_cant_pay_the_fee_signs_nothing(kit):
     assert await kit.submissions() == 0
 
 
+@pytest.mark.goal("HRD-18", part="public storage")
 async def test_a_public_network_needs_consent(kit):
     public = create_broker(dev_account(1).private_key, "testnet", state_dir=kit.folder / "s")
     assert public.storage.is_public is True

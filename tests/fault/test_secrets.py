@@ -124,6 +124,7 @@ PLANTS = (
 TEXT_ONLY = ("child arguments", "child environment", "file name", "request to a stranger")
 
 
+@pytest.mark.goal("HRD-01", part="a planted leak is found in each of sixteen sinks")
 @pytest.mark.goal("SEC-03", part="planted leaks are found")
 @pytest.mark.parametrize("sink", PLANTS)
 async def test_a_leak_planted_in_a_sink_is_found_in_every_spelling(sink, tmp_path, capfdbinary):

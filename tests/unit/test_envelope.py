@@ -81,6 +81,7 @@ def test_bad_wrapped_keys_fail_alike(row, backend):
     assert str(one.value) == str(two.value) == envelope._BAD_KEY
 
 
+@pytest.mark.goal("HRD-20", part="points off the curve and at infinity")
 def test_points_off_the_curve_and_at_infinity_are_refused():
     key = private_key("alice")
     good = ecies_encrypt(public_key(key), b"\1" * 32)

@@ -215,6 +215,7 @@ def test_recovery_takes_both_forms_of_v():
     assert hex0x(public) == FT["keys"]["bob"]["public_key_uncompressed"]
 
 
+@pytest.mark.goal("HRD-20", part="high s")
 def test_signatures_nobody_can_have_made_are_refused():
     digest = keccak256(b"x")
     good = signing.sign_digest(private_key("bob"), digest)
