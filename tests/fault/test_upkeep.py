@@ -27,18 +27,19 @@ def world(tmp_path) -> World:
     return made
 
 
-def refuse_download(process, count, name):
-    if name == "before download":
-        raise ProviderRejectedError("gone", status=404)
+def refuse(process, count, name):
+    if name == "before upload":
+        raise ProviderRejectedError("banned", status=403)
 
 
 async def half_downloaded(world, runner, key):
-    """A job that failed with part of its model on disk."""
+    """A job that failed and has left part of a model on disk."""
     folder = world.folder / key
-    job = await runner.submit(world.spec(deploy=False, key=key, output_dir=folder))
-    await world.clock.run_until(world.clock.now() + 6 * 3600)
+    job = await runner.submit(world.spec(deploy=False, key=key, output_dir=folder, provider=PROVIDERS[0]))
+    await world.clock.run_until(world.clock.now() + 60)
     assert await job.status() is JobStatus.FAILED
-    (work,) = folder.glob(".zg-*")
+    work = folder / f".zg-{job.id}"
+    work.mkdir()
     (work / "model.encrypted.part").write_bytes(bytes(1000))
     return job, work
 
@@ -46,11 +47,12 @@ async def half_downloaded(world, runner, key):
 @pytest.mark.goal("DUR-08", part="partial downloads of dead jobs")
 async def test_pruning_removes_partial_downloads_of_jobs_that_ended_and_of_no_other(world):
     store = SqliteStore(world.folder / "jobs.sqlite", clock=world.clock)
-    async with JobRunner(Process(world, refuse_download).broker, store) as runner:
+    async with JobRunner(Process(world, refuse).broker, store) as runner:
         one, first = await half_downloaded(world, runner, "one")
         two, second = await half_downloaded(world, runner, "two")
         world.stuck_at = TaskProgress.INIT
-        other = await runner.submit(world.spec(deploy=False, key="3", output_dir=world.folder / "3"))
+        runner.broker.fine_tuning.process.fail = None
+        other = await runner.submit(world.spec(deploy=False, key="3", output_dir=world.folder / "3", failovers=0))
         with pytest.raises(JournalError, match="hasn't ended"):
             await prune_jobs(store, [other.id])
         dry = await prune_jobs(store, dry_run=True)
@@ -83,7 +85,7 @@ async def test_a_cancelled_job_leaves_nothing_and_what_a_dying_process_left_goes
 
 async def test_a_failed_job_keeps_what_it_fetched_until_it_is_pruned(world):
     journal = Journal()
-    async with JobRunner(Process(world, refuse_download).broker, MemoryStore(journal)) as runner:
+    async with JobRunner(Process(world, refuse).broker, MemoryStore(journal)) as runner:
         _, work = await half_downloaded(world, runner, "one")
     async with JobRunner(Process(world).broker, MemoryStore(journal)):
         assert work.exists()
