@@ -122,6 +122,7 @@ _HOMES = {
     "zg_async.managers.refund_watch": ("RefundsChanged",),
     "zg_async.managers.watch": ("PollPolicy", "TaskWatch"),
     "zg_async.wire.metric_series": ("MetricSeries",),
+    "zg_async.metrics": ("Histogram", "Metrics", "MetricsSnapshot"),
     "zg_async.networks": ("NETWORKS", "Network", "get_network"),
     "zg_async.transport.audit": ("AuditTrail", "AuditedSignature", "AuditedTransaction", "read_audit"),
     "zg_async.transport.budget": ("FirstSpending", "FirstTransfer", "SpendLimits"),
@@ -320,6 +321,9 @@ if TYPE_CHECKING:
     from zg_async.managers.verification_record import recheck_report as recheck_report
     from zg_async.managers.watch import PollPolicy as PollPolicy
     from zg_async.managers.watch import TaskWatch as TaskWatch
+    from zg_async.metrics import Histogram as Histogram
+    from zg_async.metrics import Metrics as Metrics
+    from zg_async.metrics import MetricsSnapshot as MetricsSnapshot
     from zg_async.networks import NETWORKS as NETWORKS
     from zg_async.networks import Network as Network
     from zg_async.networks import get_network as get_network

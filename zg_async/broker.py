@@ -21,6 +21,7 @@ from zg_async.managers.services import ServiceDirectory
 from zg_async.managers.storage import StorageManager
 from zg_async.managers.verification import Verifier
 from zg_async.managers.watch import PollPolicy, WatchHub
+from zg_async.metrics import Metrics
 from zg_async.networks import Network, get_network
 from zg_async.paths import state_dir as default_state_dir
 from zg_async.text import hidden
@@ -179,6 +180,11 @@ class Broker:
     def http(self) -> Http:
         """The transport to providers."""
         return self._shared.http
+
+    @property
+    def metrics(self) -> Metrics:
+        """What it has counted, for all its wallets: `broker.metrics.snapshot()`."""
+        return self._shared.http.metrics
 
     @property
     def clock(self) -> Clock:
@@ -368,6 +374,7 @@ def create_broker(
         signers=tuple(signers.values()),
         fees=fees or FeePolicy(),
         limits=limits,
+        metrics=client.metrics,
         clock=time,
     )
     if inference is not None and inference.funding is not None:

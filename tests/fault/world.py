@@ -37,6 +37,7 @@ from zg_async.managers.dataset import check_dataset
 from zg_async.managers.deliverables import DeliveryTerms
 from zg_async.managers.open_tasks import OpenTask, OpenTasks
 from zg_async.managers.task_changes import TaskSettled, TaskStateChanged
+from zg_async.metrics import Metrics
 from zg_async.transport.budget import Budget
 from zg_async.wire.hashing import hex0x, keccak256
 from zg_async.wire.records import (
@@ -360,6 +361,7 @@ class Broker:
 class FakeChain:
     chain_id = 31337
     rpc = types.SimpleNamespace(switches=0, last_switch="")
+    metrics = Metrics()
     genesis_hash = "0x" + "ab" * 32
 
     def __init__(self, process: Process) -> None:

@@ -20,6 +20,7 @@ LAYERS = [
         "correlation",
         "logs",
         "tracing",
+        "metrics",
         "showing",
     ],
     ["wire"],

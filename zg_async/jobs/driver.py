@@ -280,6 +280,7 @@ class Driver:
             raise JournalError(f"job {self.job_id} is done, but its journal lacks the result")
         await charge(self.work, result.fee, settled=True)
         self.work.scheduler.record(result.provider, succeeded=True)
+        self.work.broker.chain.metrics.count("fees.tasks", result.fee)
         await self.commit(
             JobSucceeded(
                 adapter_path=result.adapter_path,

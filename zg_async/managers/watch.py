@@ -205,6 +205,7 @@ class WatchHub:
                 match batch:
                     case LogBatch():
                         self.saw_block_time(batch.timestamp)
+                        self.http.metrics.observe("chain.lag", max(self.clock.now() - batch.timestamp.timestamp(), 0.0))
                         for log in batch.logs:
                             self._dispatch(decode_log(log))
                     case Rewound() | Resync():
@@ -334,7 +335,11 @@ class _Poller:
                 with correlated(provider=self._provider):
                     changed = await self._round()
                 pause = policy.first if changed else min(pause * policy.growth, policy.longest)
-                await wait_any(clock, self._wake, pause * random.uniform(0.8, 1.2))
+                planned = pause * random.uniform(0.8, 1.2)
+                due = clock.monotonic() + planned
+                await wait_any(clock, self._wake, planned)
+                if not self._wake.is_set():
+                    self._hub.http.metrics.observe("poll.lag", max(clock.monotonic() - due, 0.0))
         finally:
             self.over = True
 
@@ -407,6 +412,7 @@ class _Poller:
 
     async def _fetch(self, wallet: Address, tasks: set[TaskId]) -> tuple[Task, ...]:
         client = await self._hub.client(self._provider)
+        self._hub.http.metrics.count("polls")
         if len(tasks) == 1:
             return (await client.get_task(wallet, next(iter(tasks))),)
         return await client.list_tasks(wallet)

@@ -21,6 +21,7 @@ from zg_async.errors import (
     ProviderReplyError,
     ProviderUnavailableError,
 )
+from zg_async.metrics import Metrics
 from zg_async.text import printable
 from zg_async.transport.egress import AddressRefusedError
 from zg_async.transport.limiter import Slot
@@ -79,8 +80,16 @@ def request_id_of(headers: Mapping[str, str]) -> str | None:
 class Answer:
     """An answer whose body is still to be read. Lives as long as the exchange it came from."""
 
-    def __init__(self, response: aiohttp.ClientResponse, *, endpoint: str, provider: str | None) -> None:
-        """Wrap a response."""
+    def __init__(
+        self,
+        response: aiohttp.ClientResponse,
+        *,
+        endpoint: str,
+        provider: str | None,
+        metrics: Metrics | None = None,
+    ) -> None:
+        """Wrap a response; `metrics` counts the body's bytes."""
+        self._metrics = metrics or Metrics()
         self._response = response
         self.status = response.status
         self.headers: Mapping[str, str] = response.headers
@@ -120,6 +129,7 @@ class Answer:
                 raise failure
             if not chunk:
                 return
+            self._metrics.count("http.bytes_received", len(chunk))
             yield chunk
 
     async def read(self, limit: int, *, cut: bool = False) -> bytes:

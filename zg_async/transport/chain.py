@@ -22,6 +22,7 @@ from zg_async.errors import (
     ZgError,
 )
 from zg_async.logs import get_logger
+from zg_async.metrics import Metrics
 from zg_async.networks import Network
 from zg_async.tracing import span
 from zg_async.transport.budget import Budget, SpendLimits
@@ -70,6 +71,7 @@ class Chain:
         fees: FeePolicy | None = None,
         guard: Guard | None = None,
         limits: SpendLimits | None = None,
+        metrics: Metrics | None = None,
         clock: Clock,
     ) -> None:
         """Prepare; nothing is asked until `open`.
@@ -82,8 +84,10 @@ class Chain:
             fees: Caps and patience.
             guard: What may be signed; None: what this package sends to the network's contracts.
             limits: What may be spent; None: only what a job itself is capped at.
+            metrics: Counts transactions and what they cost.
             clock: The source of time.
         """
+        self.metrics = metrics or Metrics()
         self.network = network
         self.rpc = rpc
         self.fees = fees or FeePolicy()
@@ -582,6 +586,7 @@ class Chain:
             watcher=self.heads,
             confirmations=self.network.confirmations,
             budget=self.budget,
+            metrics=self.metrics,
         )
         self._lanes[address] = await open_lane(parts, self._lane_id(address), self._signers[address])
 

@@ -24,6 +24,7 @@ from zg_async.errors import (
     ProviderUnavailableError,
 )
 from zg_async.logs import get_logger
+from zg_async.metrics import Metrics
 from zg_async.text import printable
 from zg_async.tracing import detached_span
 from zg_async.transport.answers import Answer as Answer
@@ -99,6 +100,7 @@ class Http:
             self.egress.allow(proxy)
         self._ssl = _ssl_context(self.settings.ca_file)
         self.limiter = Limiter(self.clock, self.settings.limits)
+        self.metrics = Metrics()
         self.gate = RequestGate(self.clock, self.settings.requests)
         self.server_clocks = ServerClocks(self.clock)
         self.transfers = anyio.CapacityLimiter(max(1, self.settings.max_connections * 3 // 4))
@@ -165,7 +167,7 @@ class Http:
 
     def budget(self, host: str) -> RetryBudget:
         """Return the retry budget of a host, shared by all calls to it."""
-        return self._budgets.setdefault(host, RetryBudget(self.clock))
+        return self._budgets.setdefault(host, RetryBudget(self.clock, metrics=self.metrics))
 
     @contextlib.asynccontextmanager
     async def exchange(
@@ -205,6 +207,7 @@ class Http:
         endpoint = f"{method} {target.path}"
         with detached_span("zg.http", endpoint=endpoint, host=target.raw_host or "") as traced:
             started, sent_at = self.clock.monotonic(), self.clock.now()
+            self.metrics.count("http.requests")
             failure: ProviderError | None = None
             response: aiohttp.ClientResponse | None = None
             try:
@@ -227,7 +230,8 @@ class Http:
                 raise failure or ProviderUnavailableError(
                     f"{endpoint}: no answer", provider=provider, endpoint=endpoint
                 )
-            answer = Answer(response, endpoint=endpoint, provider=provider)
+            answer = Answer(response, endpoint=endpoint, provider=provider, metrics=self.metrics)
+            self.metrics.observe("http.seconds", self.clock.monotonic() - started)
             traced.set_attribute("zg.status", answer.status)
             self.server_clocks.saw(f"{target.raw_host}:{target.port}", answer.headers.get("Date"), sent_at)
             with correlated(provider=provider, request_id=answer.request_id):

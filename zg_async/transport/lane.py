@@ -35,6 +35,7 @@ from zg_async.errors import (
     ZgError,
 )
 from zg_async.logs import get_logger
+from zg_async.metrics import Metrics
 from zg_async.transport.book import LaneBook
 from zg_async.transport.budget import Budget, money_of
 from zg_async.transport.fees import FeePolicy
@@ -73,6 +74,7 @@ class LaneParts:
     watcher: BlockWatcher
     confirmations: int
     budget: Budget
+    metrics: Metrics
 
 
 class Lane:

@@ -167,9 +167,17 @@ class Monitor:
                 mined.add(_place(row))
                 entries.append(mined_entry(row, inclusion, at=self._lane.parts.clock.now()))
         if entries and await self._lane.parts.outbox.append(self._lane.id, await self._with_balances(entries)):
+            self._count(entries)
             self._forget()
         open_rows = [row for row in self._lane.book.open_rows() if _place(row) not in mined]
         await self._care_for(open_rows, lost, used, head)
+
+    def _count(self, entries: Sequence[Entry]) -> None:
+        metrics = self._lane.parts.metrics
+        for entry in entries:
+            if entry["kind"] == "mined":
+                metrics.count("transactions" if entry["status"] == 1 else "transactions.reverted")
+                metrics.count("fees.gas", entry["gas_used"] * int(entry["gas_price"]))
 
     async def _with_balances(self, entries: Sequence[Entry]) -> Sequence[Entry]:
         """Add for the audit log the wallet's balance in the block before and in its own, if the node can tell."""

@@ -13,6 +13,7 @@ import tenacity
 
 from zg_async.clock import Clock
 from zg_async.errors import ChainUnavailableError, ProviderUnavailableError, StorageUnavailableError, ZgError
+from zg_async.metrics import Metrics
 
 T = TypeVar("T")
 
@@ -42,8 +43,9 @@ ONCE: Final = RetryPolicy(attempts=1)
 class RetryBudget:
     """What a host may cost in retries, over all calls: each takes one of `size`, one is back every `refill` seconds."""
 
-    def __init__(self, clock: Clock, *, size: int = 20, refill: float = 3.0) -> None:
-        """Start with a full budget."""
+    def __init__(self, clock: Clock, *, size: int = 20, refill: float = 3.0, metrics: Metrics | None = None) -> None:
+        """Start with a full budget; `metrics` counts the retries."""
+        self._metrics = metrics or Metrics()
         self._clock = clock
         self._size = size
         self._refill = refill
@@ -58,6 +60,7 @@ class RetryBudget:
         if self._left < 1:
             return False
         self._left -= 1
+        self._metrics.count("retries")
         return True
 
 

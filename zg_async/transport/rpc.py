@@ -260,12 +260,19 @@ class Rpc:
     async def _send_traced(self, url: URL, body: Any, limit: int) -> Any:
         failure: ChainError | None = None
         status, headers, data = 0, {}, b""
+        sent, metrics, started = (
+            json.dumps(body, separators=(",", ":")).encode(),
+            self._http.metrics,
+            self._clock.monotonic(),
+        )
+        metrics.count("rpc.requests")
+        metrics.count("rpc.bytes_sent", len(sent))
         try:
             async with (
                 self._http.gate.turn(_host(url)) as turn,
                 self._http.session.post(
                     url,
-                    data=json.dumps(body, separators=(",", ":")).encode(),
+                    data=sent,
                     headers={"Content-Type": "application/json", "Accept-Encoding": "identity"},
                     timeout=aiohttp.ClientTimeout(total=self._settings.timeout),
                     allow_redirects=False,
@@ -279,6 +286,8 @@ class Rpc:
                 else:
                     turn.answered()
                 data = await _read(response, limit)
+                metrics.count("rpc.bytes_received", len(data))
+                metrics.observe("rpc.seconds", self._clock.monotonic() - started)
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             failure = ChainUnavailableError(
                 f"the RPC endpoint {_host(url)} gave no answer: {failure_text(error)}",

@@ -180,6 +180,7 @@ class _Upload:
             self._idle.deadline = float("inf")
             return
         self._progress.bytes_done += size
+        self._http.metrics.count("http.bytes_uploaded", size)
         self._idle.deadline = anyio.current_time() + self._http.settings.idle_timeout
 
     async def _read(self, source: SourceFile, pieces: MemoryObjectSendStream[bytes]) -> None:
