@@ -82,6 +82,16 @@ async def _no_task_left() -> AsyncGenerator[None, None]:
         pytest.fail(f"tasks left behind: {[t.get_name() + ' ' + repr(t.get_coro()) for t in left]}")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _own_folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Whoever runs the tests has profiles and jobs of their own: neither is touched, neither has a say."""
+    folder = tmp_path_factory.mktemp("user")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ZG_STATE_DIR", str(folder / "state"))
+        patch.setenv("ZG_CONFIG", str(folder / "config.json"))
+        yield
+
+
 @pytest.fixture(scope="session")
 def suite_watch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SuiteWatch]:
     with SuiteWatch().installed() as watch:

@@ -77,6 +77,13 @@ def test_addresses_and_ids_that_commands_showed_are_completed(shown, state):
         assert stat.S_IMODE((state / "completion.json").stat().st_mode) == 0o600
 
 
+def test_a_state_folder_that_is_given_has_a_cache_of_its_own(tmp_path, state, capsys):
+    emit(Where(state_dir=tmp_path / "other"), "x", {"provider": PROVIDERS[0]}, str)
+    assert not state.exists()
+    assert candidates(["doctor", ""]) == []
+    assert candidates(["doctor", "--state-dir", str(tmp_path / "other"), ""]) == [PROVIDERS[0]]
+
+
 def test_profiles_and_wallets_are_completed(home):
     assert run(["profile", "set", "work", "network=local"]) == 0
     (home / "config" / "wallets").mkdir()

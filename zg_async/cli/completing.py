@@ -95,6 +95,8 @@ def candidates(words: Sequence[str], *, cache: Path | None = None) -> list[str]:
     if command is None:
         return []
     flags = {**(table["common"] if command.get("common") else {}), **command.get("flags", {})}
+    if cache is None and "--state-dir" in rest[:-1]:
+        cache = cache_path(Path(rest[rest.index("--state-dir") + 1]))
     flag, equals, value = last.partition("=")
     if equals and flag in flags:
         return [f"{flag}={found}" for found in _values(flags[flag], value, cache) if found != FILES]
@@ -150,11 +152,11 @@ def _values(kind: str | Sequence[str], start: str, cache: Path | None) -> list[s
 # --- what earlier commands showed -------------------------------------------------------------------------------------
 
 
-def cache_path() -> Path:
-    """Return where the cache lies."""
+def cache_path(folder: Path | None = None) -> Path:
+    """Return where the cache lies: in the state folder that was given, else in the user's."""
     from zg_async.paths import state_dir
 
-    return state_dir() / "completion.json"
+    return (folder or state_dir()) / "completion.json"
 
 
 def remember(kind: str, value: Any, *, cache: Path | None = None) -> None:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import anyio
 
-from zg_async.cli.completing import remember
+from zg_async.cli.completing import cache_path, remember
 from zg_async.errors import ZgError
 from zg_async.text import printable
 from zg_async.units import NEURON_PER_0G
@@ -70,7 +70,7 @@ def emit(where: "Where", kind: str, value: Any, text: Callable[[], str | Iterabl
         value: A record or mapping; a sequence becomes `items`.
         text: Makes what people see; called only for them.
     """
-    remember(kind, to_plain(value))
+    remember(kind, to_plain(value), cache=None if where.state_dir is None else cache_path(where.state_dir))
     if where.as_json:
         print_json(kind, value)
         return
