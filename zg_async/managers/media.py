@@ -46,7 +46,7 @@ class ImageAnswer:
     images: tuple[bytes, ...] = dataclasses.field(repr=False)
     """Their bytes; empty where the provider sent links."""
     urls: tuple[str, ...]
-    """Links, where the provider sent those. Nothing binds what lies there to its signature, so such an answer is refused
+    """Links, where the provider sent those. Nothing binds what lies there to its signature: such an answer is refused
     unless `verify` is `"signer"` or `"off"`."""
     fee: int
     """Neuron, estimated: the registered output price for each image."""
