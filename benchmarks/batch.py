@@ -11,7 +11,8 @@ whose providers limit requests as real ones do, with the client's own limits on.
 
 CPU is the client process's, all threads; what elliptic curves took of it (signing, checking signatures, unwrapping
 keys) is given apart. A job in flight takes the growth of the resident memory at its highest, divided by the jobs. The
-lag is how much later than asked a timer fires.
+lag is how much later than asked a timer fires. A bare request is what aiohttp alone takes to ask the node for its chain
+id, measured in the same process: the machine's share in all figures.
 """
 
 import argparse
@@ -50,8 +51,9 @@ PARAMS = {
     "learning_rate": 0.0002,
     "max_steps": 1,
 }
-PROBE = 0.005
+PROBE = 0.02
 LIMITED_JOBS = 12
+BARE = 200
 
 
 # --- what is counted in the measured process -------------------------------------------------------------------------
@@ -234,6 +236,18 @@ def shared(jobs: int, wallets: int) -> list[range]:
     return [range(number, jobs, wallets) for number in range(wallets)]
 
 
+async def bare(url: str) -> float:
+    """Return the CPU seconds of one request that nothing but aiohttp makes."""
+    ask = {"jsonrpc": "2.0", "id": 1, "method": "eth_chainId", "params": []}
+    async with aiohttp.ClientSession() as session:
+        for count in (20, BARE):
+            before = time.process_time()
+            for _ in range(count):
+                async with session.post(url, json=ask) as reply:
+                    await reply.read()
+    return (time.process_time() - before) / BARE
+
+
 def measured(order: Mapping[str, Any]) -> dict[str, Any]:
     """Do one run in this process."""
     meter = Meter()
@@ -242,7 +256,8 @@ def measured(order: Mapping[str, Any]) -> dict[str, Any]:
             failed = asyncio.run(run_batches(order, Path(name), meter))
         else:
             failed = run_threads(order, Path(name), meter)
-        return meter.result(order["jobs"], failed)
+        found = meter.result(order["jobs"], failed)
+    return found | {"bare": asyncio.run(bare(order["devnet"]["rpc_url"]))}
 
 
 # --- the runs --------------------------------------------------------------------------------------------------------
@@ -280,7 +295,7 @@ def told(way: str, curve: str, jobs: int, found: Mapping[str, Any]) -> str:
         f"  {way:8} {curve:10} {found['seconds']:6.1f} s, {jobs / found['seconds']:5.1f} jobs/s, CPU/job "
         f"{found['cpu'] * 1000:5.1f} ms ({(found['cpu'] - found['curve']) * 1000:.1f} without curve), "
         f"{found['memory'] / 1024:4.0f} KiB/job, {found['rpc']:.1f} RPC trips ({found['asks']:.1f} calls), "
-        f"{found['http']:.1f} HTTP{late}, {found['failed']} failed"
+        f"{found['http']:.1f} HTTP{late}, {found['failed']} failed; a bare request {found['bare'] * 1000:.2f} ms"
     )
 
 
