@@ -9,6 +9,9 @@ import json
 import os
 import re
 import shlex
+import signal
+import subprocess
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +20,7 @@ import aiohttp
 import cyclopts
 import pytest
 
+from tests.devnet.cli_kit import COMMAND
 from tests.devnet.conftest import DATASET, MODEL, PARAMS, new_key
 from zg_async import Quota
 from zg_async.cli.main import app, run
@@ -29,7 +33,7 @@ from zg_async.wire.contracts import FineTuningContract
 
 pytestmark = pytest.mark.slow
 TABLE = json.loads((Path(__file__).parent / "cli_commands.json").read_text())
-COMMANDS, STEPS = TABLE["commands"], TABLE["steps"]
+COMMANDS, SERVERS, STEPS = TABLE["commands"], TABLE["servers"], TABLE["steps"]
 STAKE = 100 * NEURON_PER_0G
 
 
@@ -104,7 +108,7 @@ def no_number_is_too_big(value: Any) -> bool:
 
 
 @pytest.mark.goal("CLI-01", part="every command of the peers")
-@pytest.mark.goal("CLI-03", part="ledger, fine-tuning, inference and provider commands")
+@pytest.mark.goal("CLI-03", part="each does its work")
 @pytest.mark.goal("PRV-01", part="all commands work")
 @pytest.mark.goal("PRV-02")
 def test_each_step_does_its_work_and_tells_it_in_one_versioned_object(network, values, tmp_path, monkeypatch, capsys):
@@ -146,6 +150,38 @@ def test_each_step_does_its_work_and_tells_it_in_one_versioned_object(network, v
             values[name] = found(value, path)[0]
 
 
+@pytest.mark.goal("CLI-03", part="servers start and are interrupted")
+@pytest.mark.parametrize("server", SERVERS, ids=lambda row: row["id"])
+def test_each_server_says_where_it_is_and_ends_when_interrupted(network, values, tmp_path, server):
+    environment = {
+        "ZG_RPC_ENDPOINT": network.rpc_url,
+        "NETWORK": "local",
+        "ZG_PRIVATE_KEY": values["key.user"],
+        "ZG_STATE_DIR": str(tmp_path / "state"),
+        "ZG_CONFIG": str(tmp_path / "config.json"),
+        "OTHER_KEY": "sk-other",
+    }
+    words = [fill(word, values) for word in shlex.split(server["run"])]
+    with subprocess.Popen(
+        [*COMMAND, *words, "--json"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | environment,
+    ) as process:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        value = json.loads(line)
+        url = value["url"].partition("/#")[0] + server["path"]
+        asked = urllib.request.Request(url, headers={"Authorization": f"Bearer {value.get('token', '')}"})
+        with urllib.request.urlopen(asked, timeout=60) as reply:
+            answered = reply.status
+        process.send_signal(signal.SIGINT)
+        rest, told = process.communicate(timeout=60)
+    assert (value["version"], value["kind"], answered, rest) == (1, server["kind"], 200, ""), line
+    assert (process.returncode, "Traceback" in told) == (130, False), told
+
+
 def flags_of(words: str) -> set[str]:
     """Every flag a command takes."""
     _, apps, rest = app.parse_commands(words.split())
@@ -154,7 +190,7 @@ def flags_of(words: str) -> set[str]:
 
 
 @pytest.mark.goal("CLI-03", part="all flags and spellings")
-@pytest.mark.parametrize("key", [k for k in COMMANDS if k not in TABLE["elsewhere"]])
+@pytest.mark.parametrize("key", COMMANDS)
 def test_every_flag_of_a_command_is_accepted_in_every_spelling(key):
     row = COMMANDS[key]
     for words in (row["words"], *row["spellings"]):
@@ -163,10 +199,9 @@ def test_every_flag_of_a_command_is_accepted_in_every_spelling(key):
 
 def test_the_table_has_all_commands_and_the_steps_run_each():
     assert len(COMMANDS) == 65 + 4
-    run_here = {step["id"] for step in STEPS}
-    assert set(COMMANDS) - run_here == set(TABLE["elsewhere"])
+    assert set(COMMANDS) == {step["id"] for step in (*STEPS, *SERVERS)} & set(COMMANDS)
     words = {id_: {row["words"], *row["spellings"]} for id_, row in COMMANDS.items()}
-    for step in (s for s in STEPS if s["id"] in COMMANDS):
+    for step in (s for s in (*STEPS, *SERVERS) if s["id"] in COMMANDS):
         assert any(step["run"].startswith(name) for name in words[step["id"]]), step["run"]
 
 

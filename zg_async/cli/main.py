@@ -128,8 +128,9 @@ HIDDEN: Final[tuple[tuple[str, str], ...]] = (
     ("inference ack-provider", "inference:ack_provider"),
     ("inference revoke", "inference:revoke"),
     ("web-ui", "ui:web_ui"),
+    ("web-info", "ui:start_web"),
 )
-"""Commands of the contracts' owner; they work and aren't listed."""
+"""Commands that work and aren't listed: the contracts' owner's, and other words for the status page."""
 SPELLINGS: Final[tuple[tuple[str, str], ...]] = (
     ("return-funds", "retrieve-fund"),
     *(
