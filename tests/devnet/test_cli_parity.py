@@ -5,6 +5,7 @@ in an order in which each really does its work, with what has to come out. `{nam
 an earlier step's `save`.
 """
 
+import ast
 import json
 import os
 import re
@@ -22,7 +23,7 @@ import pytest
 
 from tests.devnet.cli_kit import COMMAND
 from tests.devnet.conftest import DATASET, MODEL, PARAMS, new_key
-from zg_async import Quota
+from zg_async import Quota, cli
 from zg_async.cli.main import app, run
 from zg_async.devnet import accounts
 from zg_async.devnet.chain_client import ChainClient, HttpRpc, Wallet
@@ -34,6 +35,13 @@ from zg_async.wire.contracts import FineTuningContract
 pytestmark = pytest.mark.slow
 TABLE = json.loads((Path(__file__).parent / "cli_commands.json").read_text())
 COMMANDS, SERVERS, STEPS = TABLE["commands"], TABLE["servers"], TABLE["steps"]
+FIELDS = {
+    kind: set(re.findall(r"`(\w+)`", fields))
+    for kind, fields in re.findall(
+        r"^\| `(\w+)` \|[^|]*\| (.*) \|$", (Path(__file__).parents[2] / "docs" / "json.md").read_text(), re.MULTILINE
+    )
+}
+"""What the documentation says of each kind."""
 STAKE = 100 * NEURON_PER_0G
 
 
@@ -107,7 +115,8 @@ def no_number_is_too_big(value: Any) -> bool:
     return not isinstance(value, int) or abs(value) < 2**53
 
 
-@pytest.mark.goal("CLI-01", part="every command of the peers")
+@pytest.mark.goal("CLI-01", part="every command of the peers, as documented")
+@pytest.mark.goal("CLI-13", part="funds and verification")
 @pytest.mark.goal("CLI-03", part="each does its work")
 @pytest.mark.goal("PRV-01", part="all commands work")
 @pytest.mark.goal("PRV-02")
@@ -139,6 +148,7 @@ def test_each_step_does_its_work_and_tells_it_in_one_versioned_object(network, v
         assert told.out.count("\n") == 1, where
         value = json.loads(told.out)
         assert (value["version"], value["kind"]) == (1, step["kind"]), where
+        assert value.keys() - {"version", "kind"} == FIELDS[step["kind"]], where
         assert no_number_is_too_big(value), where
         for path, wanted in step.get("expect", {}).items():
             wanted = fill(wanted, values) if isinstance(wanted, str) else wanted
@@ -180,6 +190,21 @@ def test_each_server_says_where_it_is_and_ends_when_interrupted(network, values,
         rest, told = process.communicate(timeout=60)
     assert (value["version"], value["kind"], answered, rest) == (1, server["kind"], 200, ""), line
     assert (process.returncode, "Traceback" in told) == (130, False), told
+
+
+def test_every_kind_that_a_command_can_print_is_documented():
+    found = set()
+    for path in (Path(cli.__file__).parent).glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if (
+                isinstance(node, ast.Call)
+                and isinstance(node.func, ast.Name)
+                and node.func.id in ("emit", "print_json")
+            ):
+                place = node.args[node.func.id == "emit"]
+                found |= {n.value for n in ast.walk(place) if isinstance(n, ast.Constant) and isinstance(n.value, str)}
+    assert len(found) > 60
+    assert found - {"kind"} <= FIELDS.keys()
 
 
 def flags_of(words: str) -> set[str]:

@@ -144,6 +144,7 @@ def test_a_watch_prints_states_losses_cost_and_deadline_as_lines_or_objects(zg, 
 
 
 @pytest.mark.goal("CLI-04", part="late, failed and left")
+@pytest.mark.goal("CLI-13", part="failed and late tasks")
 def test_waiting_too_long_and_ctrl_c_leave_the_task_running(zg, devnet, provider, dataset, tmp_path):
     (tmp_path / "params.json").write_text(json.dumps(PARAMS))
     devnet.control("settings", provider=0, train_seconds=3600.0)

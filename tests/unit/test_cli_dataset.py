@@ -43,3 +43,20 @@ def test_raw_parameters_are_not_touched():
     assert read_training_params(RawParams(text)) == text
     with pytest.raises(TrainingParamsError):
         read_training_params(text)
+
+
+@pytest.mark.goal("CLI-10", part="count and preview")
+def test_counting_and_a_preview_tell_the_same_and_a_bad_file_ends_with_1(path, capsys):
+    path.write_text("".join(json.dumps({"instruction": f"Name {n}.", "output": "Green."}) + "\n" for n in range(3)))
+    assert run(["dataset", "count", str(path), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["kind"], told["rows"], told["is_exact"]) == ("token_count", 3, False)
+    assert 3 <= told["low"] <= told["likely"] <= told["high"]
+    assert run(["dataset", "count", str(path)]) == 0
+    assert f"{told['low']} to {told['high']} tokens in 3 rows" in capsys.readouterr().out
+    assert run(["dataset", "preview", str(path)]) == 0
+    shown = capsys.readouterr().out
+    assert ("Name 0." in shown, "3 rows, format instruction" in shown) == (True, True)
+    path.write_text('{"question": "a"}\n')
+    assert run(["dataset", "preview", str(path), "--json"]) == 1
+    assert json.loads(capsys.readouterr().out)["kind"] == "dataset_preview"

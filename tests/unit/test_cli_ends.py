@@ -72,6 +72,24 @@ def test_without_terminal_and_input_a_command_names_what_is_missing(words, capsy
     }
 
 
+@pytest.mark.goal("CLI-02", part="missing input names the flag and nothing asks")
+@pytest.mark.parametrize(
+    ("words", "code", "flag"),
+    [
+        ("login", 8, "--key-file"),
+        ("wallet import", 8, "--key-file"),
+        ("wallet new", 8, "--password-fd"),
+        ("setup-network", 2, "--network"),
+        ("logout", 8, "wallet"),
+        ("get-account --network local", 8, "--wallet"),
+    ],
+)
+def test_commands_that_ask_on_a_terminal_name_the_flag_without_one(words, code, flag, capsys):
+    assert run(words.split()) == code
+    told = capsys.readouterr()
+    assert (told.out, told.err.count("\n"), flag in told.err) == ("", 1, True), told.err
+
+
 @pytest.mark.goal("CLI-02", part="yes skips confirmations")
 def test_what_would_be_asked_needs_yes_where_nobody_can_be_asked(monkeypatch):
     with pytest.raises(UsageError, match="--yes"):

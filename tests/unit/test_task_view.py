@@ -64,7 +64,7 @@ def test_a_failure_that_the_chain_contradicts_is_none(screen, capsys):
         DeliveredProviderLostState(**COMMON, source="chain", state_text="Failed", acknowledged=False, settled=False)
     )
     assert not screen.failed
-    screen.change(AckDeadlineNear(**COMMON, source="clock", percent=80, ack_deadline=NOW, cost="costs 30 % of the fee"))
+    screen.change(AckDeadlineNear(**COMMON, source="clock", percent=80, ack_deadline=NOW, cost="30 % of the fee"))
     told = capsys.readouterr().out.splitlines()
     assert told[0].endswith("  Failed")
     assert told[1].endswith("  the provider has lost the task, but its delivery stands on chain")

@@ -248,7 +248,7 @@ class TaskScreen:
                 text += "" if change.acknowledged else ": the window was missed, no key will come"
             case tc.AckDeadlineNear():
                 self._deadline = change.ack_deadline
-                text = f"{change.percent} % of the time to acknowledge is over; missing it {change.cost}"
+                text = f"{change.percent} % of the time to acknowledge is over; missing it costs {change.cost}"
             case tc.DeliveredProviderLostState():
                 self.failed = False
                 text = "the provider has lost the task, but its delivery stands on chain"
