@@ -92,3 +92,12 @@ def test_a_series_without_end_stays_bounded(monkeypatch):
     series = read(*(f"Step: {n}, Logs: {{'loss': 1.0, 'epoch': 0.1}}\n" for n in range(1, 1000)))
     assert len(series.points) <= 100
     assert (series.points[0].step, series.last.step) == (1, 999)
+
+
+@pytest.mark.parametrize(
+    "text", ["[" * 100_000, '{"a":' * 100_000, '{"num_train_epochs": NaN}', "[]", "7", "", "{" * 64]
+)
+def test_parameters_a_provider_made_up_are_left_alone(text):
+    series = MetricSeries()
+    series.expect(text)
+    assert (series.total_epochs, series.total_steps) == (None, None)

@@ -4,12 +4,13 @@ Today's trainer's figures come in one piece when it has ended, so there is a cur
 the closing summary's. Older trainers write live: speed and time left follow from when the lines came.
 """
 
-import json
 from typing import Final
 
 from zg_async.showing import curve_svg
+from zg_async.wire.strict_json import BadJsonError, decode_json
 from zg_async.wire.task_log import LogEntry, Metric, TrainSummary
 
+_PARAMS_LIMIT: Final = 64 * 1024
 _MOST: Final = 100_000
 """Points that are kept; a longer series loses every other one."""
 
@@ -36,9 +37,9 @@ class MetricSeries:
     def expect(self, training_params: str) -> None:
         """Learn from a task's parameters how long the training is; without them there is no time left."""
         try:
-            params = json.loads(training_params)
+            params = decode_json(training_params, limit=_PARAMS_LIMIT)  # the provider tells them
             epochs, steps = params.get("num_train_epochs"), params.get("max_steps")
-        except (ValueError, AttributeError):
+        except (BadJsonError, AttributeError):
             return
         self.total_epochs = float(epochs) if _is_positive(epochs) else None
         self.total_steps = int(steps) if _is_positive(steps) else None
