@@ -14,7 +14,7 @@ import zg_async.errors
 from zg_async.cli import main as cli
 from zg_async.cli.main import COMMANDS, app, run
 from zg_async.cli.opening import Where
-from zg_async.cli.output import UsageError, confirm
+from zg_async.cli.output import UsageError, confirm, table
 from zg_async.cli.render import EXIT_CODES, exit_code
 from zg_async.errors import ProviderRejectedError, ZgError
 
@@ -163,6 +163,51 @@ def test_a_retired_flag_is_named_with_what_replaced_it(capsys):
     for flag, instead in cli.RETIRED.items():
         assert run(["get-account", flag, "0x00"]) == 2
         assert capsys.readouterr().err.startswith(f"error: {flag} is gone: {instead}")
+
+
+def leaves(group, words=()):
+    """Every command with its words, other spellings left out."""
+    done = set()
+    for name, sub in group.resolved_commands().items():
+        if name.startswith("-") or id(sub) in done:
+            continue
+        done.add(id(sub))
+        if sub.default_command is not None:
+            yield (*words, name), sub
+        yield from leaves(sub, (*words, name))
+
+
+@pytest.mark.slow
+@pytest.mark.goal("CLI-01", part="every command takes it")
+def test_every_command_takes_json_and_says_what_it_does():
+    found = dict(leaves(app))
+    assert len(found) > 100
+    lacking = [words for words, sub in found.items() if "--json" not in flags_of(sub)]
+    assert lacking == []
+    assert [words for words, sub in found.items() if not sub.help] == []
+
+
+def flags_of(sub) -> set[str]:
+    return {name for argument in sub.assemble_argument_collection() for name in argument.names}
+
+
+def test_the_help_of_a_group_describes_its_commands(capsys):
+    assert run(["ft", "--help"]) == 0
+    assert "Cancel a task; possible until its training starts." in " ".join(
+        capsys.readouterr().out.replace("│", " ").split()
+    )
+
+
+def test_a_table_folds_on_a_narrow_terminal_and_nowhere_else(monkeypatch, capsys):
+    rows = [("0x" + "ab" * 32, "✓"), ("\x1b[2Jevil", "")]
+    wide = table(rows, ("Root Hash", "Access Confirmed"))
+    assert rows[0][0] in wide
+    assert "\x1b" not in wide
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr("shutil.get_terminal_size", lambda: os.terminal_size((60, 20)))
+    narrow = table(rows, ("Root Hash", "Access Confirmed"))
+    assert max(map(len, narrow.splitlines())) == 60
+    assert "".join(line[2:].split(" ")[0] for line in narrow.splitlines() if line[2:3] in "0ab").startswith("0xab")
 
 
 @pytest.mark.goal("CLI-13", part="bugs and time-outs")

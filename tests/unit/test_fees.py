@@ -1,3 +1,4 @@
+import dataclasses
 import random
 import re
 
@@ -120,3 +121,9 @@ def test_what_a_greedy_node_asks_is_refused_with_the_numbers(kind, asked):
 
 def test_what_fits_the_caps_is_not_refused():
     check_money(DAILY, "0x" + "11" * 20, **LEAST)
+
+
+def test_a_step_raises_fees_by_more_and_never_by_less_than_nodes_take():
+    old = fees(2 * GWEI, GWEI)
+    assert bump(dataclasses.replace(POLICY, bump_tenths=15), old) == fees(3 * GWEI, 3 * GWEI // 2)
+    assert bump(dataclasses.replace(POLICY, bump_tenths=2), old) == bump(POLICY, old)

@@ -232,6 +232,8 @@ def run(arguments: list[str]) -> int:
         command, bound, _ = app.parse_args(arguments, exit_on_error=False, print_error=False, help_on_error=False)
     except cyclopts.CycloptsError as error:
         return ending.usage(_usage(error, arguments))
+    if getattr(command, "__func__", None) is cyclopts.App.help_print:
+        _describe(arguments)
     try:
         result = command(*bound.args, **bound.kwargs)
         if isinstance(result, Coroutine):
@@ -246,6 +248,14 @@ def run(arguments: list[str]) -> int:
         return ending.of(_first(group))
     except Exception as error:  # noqa: BLE001  the program's edge: nobody sees a traceback who hasn't asked for it
         return ending.of(error)
+
+
+def _describe(arguments: list[str]) -> None:
+    """Import the commands of the group that help is asked for: that gives them their descriptions."""
+    _, (_, *chain), _ = app.parse_commands(arguments)
+    for group in chain:
+        for name in group:
+            group[name]
 
 
 class _Ending:
