@@ -13,6 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable
 
+from tests.sim import runs
 from tests.sim.bugs import BUGS
 from tests.sim.runs import run_seed
 
@@ -31,6 +32,7 @@ def main() -> int:
     first, _, end = options.seeds.partition(":")
     seeds = range(int(first), int(end) if end else int(first) + 1)
     if options.verbose:
+        runs.LOUD = True
         logging.basicConfig(level=logging.DEBUG, stream=sys.stdout)
         logging.getLogger("asyncio").setLevel(logging.ERROR)
     else:

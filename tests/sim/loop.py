@@ -8,7 +8,6 @@ import asyncio
 import contextlib
 import contextvars
 import gc
-import heapq
 import random
 import selectors
 import weakref
@@ -241,21 +240,32 @@ def virtual() -> Iterator[None]:
         mock.patch.object(aiohttp.connector, "set", OrderedSet, create=True),
         mock.patch.object(watch, "weakref", SimpleNamespace(WeakSet=OrderedWeakSet)),
     ):
+        gc.freeze()
         gc.disable()  # what only a collection ends would end at another moment in each process
         try:
             yield
         finally:
+            gc.collect()
             gc.enable()
-            gc.collect(0)
+            gc.unfreeze()
 
 
 def run(main: Callable[[], Coroutine[Any, Any, T]], rng: random.Random) -> tuple[T, SimLoop]:
     """Run a coroutine to its end in virtual time."""
     loop = SimLoop(rng)
+    loop.set_exception_handler(_ignore)
     asyncio.set_event_loop(loop)
     try:
         return loop.run_until_complete(main()), loop
     finally:
+        with contextlib.suppress(StuckError):
+            left = asyncio.all_tasks(loop)
+            for task in left:
+                task.cancel()
+            loop.run_until_complete(asyncio.wait(left) if left else asyncio.sleep(0))
         asyncio.set_event_loop(None)
-        heapq.heapify(loop._scheduled)
         loop.close()
+
+
+def _ignore(_: asyncio.AbstractEventLoop, __: dict[str, Any]) -> None:
+    """What a dead process leaves is told by the oracle, if it is told."""

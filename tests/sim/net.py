@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, Final
 from unittest import mock
 
+import aiohttp
 import aiohttp.connector
 import anyio
 from aiohttp.client_exceptions import ClientConnectorError
@@ -206,8 +207,23 @@ def in_memory(net: Net, owner: Callable[[], object]) -> Iterator[None]:
                 raise
             raise failed(req.connection_key, error) from error
 
+    sessions: list[aiohttp.ClientSession] = []
+    begin = aiohttp.ClientSession.__init__
+
+    def note(self: aiohttp.ClientSession, *args: Any, **options: Any) -> None:
+        begin(self, *args, **options)
+        sessions.append(self)
+
     with (
         mock.patch.object(aiohttp.connector.TCPConnector, "_wrap_create_connection", connect),
         mock.patch.object(aiohttp.connector, "monotonic", net.loop.time),
+        mock.patch.object(aiohttp.ClientSession, "__init__", note),
     ):
-        yield
+        try:
+            yield
+        finally:
+            for session in sessions:  # a dead process closes nothing, and its system doesn't complain
+                if (connector := session.connector) is not None:
+                    connector._conns.clear()
+                    connector._closed = True
+                    session.detach()

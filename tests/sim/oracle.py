@@ -170,23 +170,26 @@ async def _check_outbox(world: "World") -> None:
 
 def _check_tasks(world: "World") -> None:
     record = world.record
-    asked = Counter(event.request_nonce for _, event in record.events if event.kind == "task_requested")
+    wallets = {event.job_id: event.wallet for _, event in record.events if event.kind == "job_submitted"}
+    requests = [event for _, event in record.events if event.kind == "task_requested"]
+    owners = {(wallets[event.job_id], event.request_nonce): event.job_id for event in requests}
     nonces = Counter[tuple[str, str]]()
     for node in world.providers:
         for task in node.store:
             nonces[task.user, task.nonce] += 1
-            record.require(int(task.nonce) in asked, f"task {task.id} was created with a nonce that isn't on record")
+            record.require(
+                (task.user, int(task.nonce)) in owners, f"task {task.id} was created with a nonce that isn't on record"
+            )
     for key, count in nonces.items():
         record.require(count == 1, f"{count} tasks have one request nonce {key}")
     settled = Counter(event["id"] for event in _events(world, "FeesSettled"))
     for task_id, count in settled.items():
         record.require(count == 1, f"task {task_id} was settled {count} times")
-    owners = {event.request_nonce: event.job_id for _, event in record.events if event.kind == "task_requested"}
     good = Counter[str]()
     for node in world.providers:
         for task in node.store:
             if task.progress is not TaskProgress.FAILED:
-                good[owners.get(int(task.nonce), "")] += 1
+                good[owners.get((task.user, int(task.nonce)), "")] += 1
     for job_id, count in good.items():
         record.require(count == 1, f"job {job_id} has {count} tasks")
 

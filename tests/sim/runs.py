@@ -7,6 +7,7 @@ import random
 import shutil
 import tempfile
 import traceback
+import warnings
 from collections import Counter
 from pathlib import Path
 
@@ -16,6 +17,9 @@ from tests.sim.net import in_memory
 from tests.sim.oracle import Broken
 from tests.sim.stubs import seeded
 from tests.sim.world import World, current
+
+LOUD = False
+"""Whether the logs of all programs are wanted: they cost more than the programs."""
 
 
 @dataclasses.dataclass
@@ -45,17 +49,14 @@ def run_seed(seed: int, *, without: frozenset[str] = frozenset(), only: str | No
     rng = random.Random(f"loop {seed}")
 
     async def main() -> None:
-        import asyncio
-
         world = World(Plan(seed, without, only), folder)
         worlds.append(world)
         with in_memory(world.net, current.get):
             await world.run()
-        del asyncio
 
     problem, loop = None, None
     try:
-        with virtual(), seeded(random.Random(f"bytes {seed}")), _quiet():
+        with _quiet(), virtual(), seeded(random.Random(f"bytes {seed}")):
             try:
                 _, loop = run(main, rng)
             except (Broken, StuckError, AssertionError) as error:
@@ -83,12 +84,14 @@ def run_seed(seed: int, *, without: frozenset[str] = frozenset(), only: str | No
 
 @contextlib.contextmanager
 def _quiet():  # type: ignore[no-untyped-def]
-    if logging.getLogger("zg_async").isEnabledFor(logging.DEBUG):
+    if LOUD:
         yield
         return
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # dead processes close nothing
+            yield
     finally:
         logging.disable(before)
