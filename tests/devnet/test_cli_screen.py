@@ -177,3 +177,29 @@ def test_waiting_too_long_and_ctrl_c_leave_the_task_running(zg, devnet, provider
         assert [zg(*wait), zg(*wait, "--exit-status")] == [0, 1]
     finally:
         devnet.control("settings", provider=0, train_seconds=0.0)
+
+
+@pytest.mark.goal("CLI-04", part="a job is left and come back to")
+def test_ctrl_c_leaves_a_job_whose_task_goes_on_and_attach_brings_it_to_its_end(
+    zg, devnet, provider, dataset, tmp_path
+):
+    (tmp_path / "params.json").write_text(json.dumps(PARAMS))
+    devnet.control("settings", provider=0, train_seconds=4.0)
+    words = ["run", "--model", MODEL, "--dataset", dataset, "--params", tmp_path / "params.json"]
+    command = [*COMMAND, *words, "--provider", provider, "--out", tmp_path / "out", "--json"]
+    try:
+        with subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, **zg.environment}
+        ) as process:
+            assert process.stdout is not None
+            event = next(e for e in map(json.loads, process.stdout) if e["kind"] == "task_created")
+            process.send_signal(signal.SIGINT)
+            _, told = process.communicate(timeout=60)
+    finally:
+        devnet.control("settings", provider=0, train_seconds=0.0)
+    job = event["job_id"]
+    assert (process.returncode, "Traceback" in told) == (130, False), told
+    assert f"the job can go on, its task at the provider does; come back to it with: zg jobs attach {job}\n" in told
+    events = [json.loads(line) for line in zg.ok("jobs", "attach", job, "--json").splitlines()]
+    assert [e["task_id"] for e in events if e["kind"] == "task_created"] == [event["task_id"]]
+    assert (events[-1]["kind"], {e["version"] for e in events}) == ("job_succeeded", {1})
