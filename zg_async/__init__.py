@@ -84,6 +84,7 @@ _HOMES = {
     "zg_async.jobs.state": ("JobResult",),
     "zg_async.jobs.store": ("MemoryStore", "Store"),
     "zg_async.jobs.events": ("Event",),
+    "zg_async.jobs.trackers": ("MlflowTracker", "TensorBoardTracker", "Tracker", "WandbTracker", "track_job"),
     "zg_async.logs": ("JsonLogFormatter",),
     "zg_async.managers.adapter_files": ("AdapterFolder", "describe_adapter"),
     "zg_async.managers.chat": ("ChatStream", "OpenAiConfig"),
@@ -267,6 +268,11 @@ if TYPE_CHECKING:
     from zg_async.jobs.state import JobResult as JobResult
     from zg_async.jobs.store import MemoryStore as MemoryStore
     from zg_async.jobs.store import Store as Store
+    from zg_async.jobs.trackers import MlflowTracker as MlflowTracker
+    from zg_async.jobs.trackers import TensorBoardTracker as TensorBoardTracker
+    from zg_async.jobs.trackers import Tracker as Tracker
+    from zg_async.jobs.trackers import WandbTracker as WandbTracker
+    from zg_async.jobs.trackers import track_job as track_job
     from zg_async.logs import JsonLogFormatter as JsonLogFormatter
     from zg_async.managers.adapter_files import AdapterFolder as AdapterFolder
     from zg_async.managers.adapter_files import describe_adapter as describe_adapter
