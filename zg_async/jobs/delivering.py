@@ -19,6 +19,7 @@ from zg_async.errors import (
     KeyNotReleasedError,
     LostKeyError,
     ProviderError,
+    ZgError,
 )
 from zg_async.jobs.events import (
     AdapterDeployed,
@@ -167,7 +168,7 @@ async def decrypt_model(work: Work) -> AsyncGenerator[Event, None]:
             model = await _download(work)
             yield model
         files = await _unpack(work, model.path)
-    yield ModelDecrypted(path=str(target), files=files, fee=work.state.fee if fee is None else fee)
+    yield ModelDecrypted(path=str(target), files=files, fee=await _told_fee(work) if fee is None else fee)
 
 
 async def _wait_settled(work: Work) -> int | None:
@@ -186,6 +187,16 @@ async def _wait_settled(work: Work) -> int | None:
         f"{work.provider} has not settled task {work.task_id} for {KEY_WAIT_SECONDS / 3600:g} hours",
         hint="The acknowledgement is on chain, so the key can still come: ask the provider, then resume the job",
     )
+
+
+async def _told_fee(work: Work) -> int:
+    """Return what the provider said it charges, when its settlement was missed: now, if nothing was seen before."""
+    if work.state.fee:
+        return work.state.fee
+    try:
+        return (await work.broker.fine_tuning.get_task(work.provider, work.task_id)).fee
+    except ZgError:
+        return 0
 
 
 async def _unpack(work: Work, encrypted: str) -> tuple[str, ...]:
