@@ -129,6 +129,7 @@ async def check_process(process: "Process") -> None:
 async def judge(world: "World") -> None:
     """Look at everything after the end."""
     record = world.record
+    await world.read_journal()
     record.require(conserved(world.evm.state) == world.total, "money came or went")
     check_books(world.evm.state)
     await _check_outbox(world)
@@ -322,6 +323,12 @@ def _where(world: "World", state: Any) -> str:
 
 def _may_fail(world: "World", state: Any) -> bool:
     """Jobs end well unless a provider forgot their task, or nobody was there to acknowledge."""
+    nonces = {
+        e.request_nonce for _, e in world.record.events if e.job_id == state.job_id and e.kind == "task_requested"
+    }
+    tasks = [task for node in world.providers for task in node.store if int(task.nonce) in nonces]
+    if any(task.progress is TaskProgress.FAILED for task in tasks):
+        return True
     if world.plan.of("restart") or (state.task_id and (_lost(world, state.task_id) or state.forfeited)):
         return True
     found = _delivered(world, state)

@@ -35,7 +35,7 @@ from zg_async.jobs import guardian
 from zg_async.jobs.runner import JobRunner
 from zg_async.jobs.spec import JobSpec
 from zg_async.jobs.sqlite import SqliteStore
-from zg_async.jobs.store import Journal, MemoryStore
+from zg_async.jobs.store import Journal, MemoryStore, Owner
 from zg_async.networks import NETWORKS
 from zg_async.transport import heads
 from zg_async.transport.book import LaneBook
@@ -44,6 +44,7 @@ from zg_async.transport.rows import LaneId
 from zg_async.transport.sqlite_outbox import SqliteOutbox
 from zg_async.units import NEURON_PER_0G
 from zg_async.wire.hashing import hex0x
+from zg_async.wire.records import Address
 
 START: Final = 1_800_000_000
 DAY: Final = 86_400.0
@@ -363,6 +364,20 @@ class World:
             return {lane.address: await outbox.open_lane(lane) for lane in lanes}
         finally:
             await outbox.aclose()
+
+    async def read_journal(self) -> None:
+        """Take the events from the file: a process may have died before it was told of its own commit."""
+        if not self.plan.durable:
+            return
+        store = SqliteStore(self.folder / "state" / "jobs.sqlite", clock=self.user_clock)
+        wallets = tuple(Address(wallet.address) for wallet in self.wallets)
+        genesis = hex0x(self.evm.all_blocks[0].hash)
+        await store.open(Owner(chain_id=LOCAL.chain_id, genesis=genesis, wallets=wallets))
+        try:
+            events = [event for job_id in await store.list_jobs() for event in await store.read(job_id)]
+        finally:
+            await store.aclose()
+        self.record.events = [(event.at.timestamp() - START, event) for event in events]
 
     def specs(self) -> list[JobSpec]:
         """The user's jobs: the same ones each time the program starts."""
