@@ -10,11 +10,14 @@ import html
 import importlib
 from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from zg_async.errors import ConfigError, ZgError
 from zg_async.text import printable
 from zg_async.units import format_amount
+
+if TYPE_CHECKING:
+    import pandas
 
 T = TypeVar("T", covariant=True)
 AMOUNTS: Final = frozenset(
@@ -62,7 +65,7 @@ class Records(tuple[T, ...]):
         """Return a plain dict for each; see `to_rows`."""
         return to_rows(self)
 
-    def to_frame(self) -> Any:
+    def to_frame(self) -> "pandas.DataFrame":
         """Return a pandas DataFrame; see `to_frame`."""
         return to_frame(self)
 
@@ -89,17 +92,18 @@ def to_rows(records: Iterable[object]) -> list[dict[str, Any]]:
     return [_flat(record) for record in records]
 
 
-def to_frame(records: Iterable[object]) -> Any:
+def to_frame(records: Iterable[object]) -> "pandas.DataFrame":
     """Return records as a pandas DataFrame, a column for each field; see `to_rows`.
 
     Raises:
         ConfigError: pandas isn't installed.
     """
     try:
-        pandas = importlib.import_module("pandas")
+        frames = importlib.import_module("pandas")
     except ModuleNotFoundError:
         raise ConfigError("pandas isn't installed", hint="Run: pip install pandas; to_rows() does without it") from None
-    return pandas.DataFrame(to_rows(records))
+    found: pandas.DataFrame = frames.DataFrame(to_rows(records))
+    return found
 
 
 def _flat(record: object, prefix: str = "") -> dict[str, Any]:

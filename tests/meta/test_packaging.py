@@ -14,7 +14,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 REQUIREMENT = re.compile(r"^([a-z0-9-]+)(?:>=([\w.]+))?(?:,<([\w.]+))?(?:; .*)?$")
 DATA = re.compile(
-    r"zg_async/(py\.typed|cli/texts/[\w.]+|wire/_keccak\w*\.(c|h|pyi)"
+    r"zg_async/(py\.typed|cli/texts/[\w.]+|serve/page/[\w.]+|wire/_keccak\w*\.(c|h|pyi)"
     r"|devnet/contracts/(\w+\.sol|package(-lock)?\.json)|devnet/artifacts/\w+\.json|devnet/data/[\w.]+)"
 )
 EXTENSION = re.compile(r"zg_async/wire/_keccak(\.[\w-]+)*\.(so|pyd)")

@@ -117,7 +117,8 @@ def _members():
                 yield f"{cls.__qualname__}.{name}", value
 
 
-JSON = re.compile(r"\.to_json$")
+JSON = re.compile(r"(\.to_json|\bto_rows)$")
+"""What is made to be plain."""
 
 
 def _late(module: str) -> dict[str, object]:
