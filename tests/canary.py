@@ -373,8 +373,9 @@ class SuiteWatch(logging.Handler):
         make, encode = LocalSigner.__init__, signing.encode_session_token
 
         def made(signer: Any, key: bytearray, **options: Any) -> None:
-            self.know(key)
+            secret = bytes(key)
             make(signer, key, **options)
+            self.know(secret)  # what is no key, such as 32 zeros, may stand anywhere
 
         def encoded(raw: str, signature: bytes) -> str:
             token = encode(raw, signature)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.devnet.conftest import MODEL, PARAMS, open_broker
+from tests.devnet.conftest import MODEL, PARAMS, new_key, open_broker
 from zg_async import JobFailedError, PollPolicy, TaskProgress
 from zg_async.clock import SystemClock
 from zg_async.jobs.runner import JobRunner
@@ -192,13 +192,19 @@ async def test_a_fee_that_shows_above_the_cap_in_setup_cancels_the_task_and_says
 ):
     await broker.ledger.ensure_funded(provider, "fine-tuning", "3")
     before = (await broker.fine_tuning.get_account(provider)).balance
-    devnet.control("settings", provider=0, price_per_token=10**16, tick=1.5)
+    devnet.control("settings", provider=0, train_seconds=100.0)
     try:
+        async with open_broker(devnet, new_key(devnet), tmp_path / "other") as other:  # trains, so ours stays in SetUp
+            await other.ledger.ensure_funded(provider, "fine-tuning", "1")
+            hash_ = (await other.fine_tuning.upload_dataset_to_tee(provider, dataset)).dataset_hash
+            ahead = await other.fine_tuning.create_task(provider, MODEL, hash_, PARAMS)
+            await other.fine_tuning.wait_task(provider, ahead, TaskProgress.TRAINING)
+        devnet.control("settings", provider=0, price_per_token=10**16, tick=0.5)
         async with JobRunner(broker) as runner:
             handle = await runner.submit(spec(dataset, provider, tmp_path, budget="0.1", max_spend="0.2"))
             events = [event async for event in handle.events()]
     finally:
-        devnet.control("settings", provider=0, price_per_token=10**12, tick=0.2)
+        devnet.control("settings", provider=0, price_per_token=10**12, tick=0.2, train_seconds=0.0)
     shown = [event for event in events if event.kind == "task_progressed"]
     assert [event.fee for event in shown if event.progress is TaskProgress.INIT] == [0]
     assert shown[-1].fee > 2 * 10**17

@@ -122,7 +122,7 @@ async def test_a_child_that_ended_is_forgotten():
     child = background.start(anyio.lowlevel.checkpoint(), name="short")
     await child.wait()
     await anyio.lowlevel.checkpoint()
-    assert background._tasks == set()
+    assert not background._tasks
     del child
     gc.collect()
     assert not [t for t in asyncio.all_tasks() if t.get_name() == "short"]
