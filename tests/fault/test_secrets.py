@@ -5,6 +5,7 @@ import io
 import json
 import logging
 import os
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -141,6 +142,7 @@ async def test_a_leak_planted_in_a_sink_is_found_in_every_spelling(sink, tmp_pat
                 await _plant(sink, planted, sinks, folder)
             if not [leak for leak in sinks.leaks(Canary(key=SECRET)) if leak[1] == "key"]:
                 missed.append((way, number))
+            shutil.rmtree(folder)  # the watch over the whole suite would find it, too
     assert missed == []
 
 
