@@ -88,7 +88,8 @@ async def _was_never_made(work: Work, account: FineTuningAccountDetails | None) 
 
     A request whose number is void can't be settled any more, so it has cost nothing and never will.
     """
-    began, deliveries = work.state.submitted_at, () if account is None else account.deliverables
+    began = work.state.submitted_at
+    deliveries = [] if account is None else list(account.deliverables)
     reaches_back = len(deliveries) < _KEPT_DELIVERIES or (began is not None and deliveries[0].timestamp < began)
     listed = {task.id for task in await work.broker.fine_tuning.list_task(work.provider)}
     return reaches_back and all(delivery.id in listed for delivery in deliveries)
