@@ -5,8 +5,9 @@ different tasks), so such an object owns a `Background`, and its `aclose` cancel
 """
 
 import asyncio
+import contextlib
 import contextvars
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 import anyio
@@ -23,6 +24,7 @@ class Background:
     def __init__(self) -> None:
         """Make an empty set; nothing runs until `start`."""
         self._tasks: dict[asyncio.Task[None], None] = {}  # in the order of their beginning
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._closed = False
 
     def start(self, work: Coroutine[Any, Any, None], *, name: str) -> "Child":
@@ -43,10 +45,17 @@ class Background:
             raise RuntimeError("closed")
         context = contextvars.copy_context()
         context.run(unbound)  # it may serve others than who happens to start it
-        task = asyncio.get_running_loop().create_task(work, name=name, context=context)
+        self._loop = asyncio.get_running_loop()
+        task = self._loop.create_task(work, name=name, context=context)
         self._tasks[task] = None
         task.add_done_callback(self._ended)
         return Child(task)
+
+    def soon(self, call: Callable[..., None], *args: Any) -> None:
+        """Have the loop call a function soon; from any thread, and from finalizers. Does nothing once it is closed."""
+        if self._loop is not None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed, and all its tasks are gone
+                self._loop.call_soon_threadsafe(call, *args)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.pop(task, None)

@@ -218,15 +218,15 @@ async def test_a_log_is_followed_once_over_cuts_and_truncation_and_never_ends_ea
 
 async def ended(quiet, seconds):
     """Wait until only the tasks of before are left; return what else is after so many seconds."""
+    gc.collect()  # a cancelled loop's watch may hang in the exception's frames until then
     left = set()
     with anyio.move_on_after(seconds):
         while left := asyncio.all_tasks() - quiet:
-            gc.collect()  # a cancelled loop's watch may hang in the exception's frames until then
             await asyncio.sleep(0.02)
     return left
 
 
-@pytest.mark.goal("WAT-06", part="leaves no task once a block has come, and never touches the job")
+@pytest.mark.goal("WAT-06")
 async def test_leaving_at_any_point_leaves_no_task_and_never_touches_the_job(devnet, provider, dataset, tmp_path):
     key = new_key(devnet)
     async with open_broker(devnet, key, tmp_path / "s") as broker:
@@ -242,8 +242,7 @@ async def test_leaving_at_any_point_leaves_no_task_and_never_touches_the_job(dev
             with anyio.move_on_after(delay):
                 async for _ in broker.fine_tuning.watch_task(provider, task):
                     pass
-        devnet.control("mine")  # the reader of the chain ends with the next block
-        assert await ended(quiet, 20) == set()
+        assert await ended(quiet, 1) == set()
         assert (await broker.fine_tuning.wait_task(provider, task)).state is TaskProgress.DELIVERED
 
 

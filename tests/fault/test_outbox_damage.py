@@ -29,7 +29,7 @@ def entry(nonce, key=None, value=1):
         max_fee_per_gas=10,
         max_priority_fee_per_gas=1,
     )
-    raw = bytes([nonce]) * 40
+    raw = keccak256(bytes([nonce])) + b"signed"  # as any hash looks: some test has the key 0101...01
     signed = SignedTransaction(raw=raw, tx_hash=hex0x(keccak256(raw)))
     return signed_entry(transaction, signed, key=key or f"k{nonce}", attempt=1, name="n", at=1e9)
 

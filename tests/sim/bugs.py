@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, Final
 from unittest import mock
 
-from zg_async.background import Background
+from zg_async.background import Background, Child
 from zg_async.jobs import delivering, driver, state, window
 from zg_async.jobs.events import TaskRequested
 from zg_async.jobs.scheduler import Scheduler
@@ -83,8 +83,20 @@ def _any_bytes() -> contextlib.AbstractContextManager[Any]:
     return mock.patch.object(delivery._Check, "matches", _believe)
 
 
-async def _leave_running(self: Background) -> None:
+async def _close_only(self: Background) -> None:
     self._closed = True
+
+
+def _go_on(self: Child) -> None:
+    pass
+
+
+def _leave_running() -> contextlib.AbstractContextManager[Any]:
+    """What was started in the background is never cancelled."""
+    stack = contextlib.ExitStack()
+    stack.enter_context(mock.patch.object(Background, "aclose", _close_only))
+    stack.enter_context(mock.patch.object(Child, "cancel", _go_on))
+    return stack
 
 
 def _signed_without_looking() -> contextlib.AbstractContextManager[Any]:
@@ -109,7 +121,7 @@ BUGS: Final[dict[str, Patch]] = {
     "gives up early": _patch(delivering, "_is_last_call", lambda work: True),
     "waits without a limit": _patch(window.AckWindow, "longest_pause", lambda self, now: 1e5),
     "takes any bytes": _any_bytes,
-    "leaves tasks behind": _patch(Background, "aclose", _leave_running),
+    "leaves tasks behind": _leave_running,
     "keeps the turn": _patch(Scheduler, "release", lambda self, job_id: None),
     "tries once": _patch(driver, "MAX_ATTEMPTS", 1),
     "believes a gateway": _patch(rpc, "_UNANSWERED", -32600),

@@ -238,7 +238,7 @@ def virtual() -> Iterator[None]:
         mock.patch.object(anyio.to_thread, "run_sync", _inline),
         mock.patch.object(anyio._backends._asyncio, "set", OrderedSet, create=True),
         mock.patch.object(aiohttp.connector, "set", OrderedSet, create=True),
-        mock.patch.object(watch, "weakref", SimpleNamespace(WeakSet=OrderedWeakSet)),
+        mock.patch.object(watch, "weakref", SimpleNamespace(WeakSet=OrderedWeakSet, finalize=weakref.finalize)),
     ):
         gc.freeze()
         gc.disable()  # what only a collection ends would end at another moment in each process

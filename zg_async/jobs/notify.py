@@ -1,8 +1,9 @@
 """Tells others what happens to jobs: webhooks with a signature, and Python callbacks.
 
 What is on record is offered to each target's queue, and a task of its own delivers it: a slow or dead receiver holds
-up no job. A queue is bounded; when it is full the oldest goes. Webhooks are delivered at least once while the runner
-lives, and nothing is delivered after it: the journal stays the one complete record.
+up no job. A queue is bounded; when it is full the oldest goes. A webhook is tried again for some minutes and may come
+twice; what its receiver missed by then, and what is left when the runner ends, is not sent later: the journal stays
+the one complete record.
 """
 
 import dataclasses

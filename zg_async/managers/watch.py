@@ -20,7 +20,7 @@ from typing import Any, Final, Self
 
 import anyio
 
-from zg_async.background import Background
+from zg_async.background import Background, Child
 from zg_async.clock import Clock
 from zg_async.correlation import correlated
 from zg_async.errors import (
@@ -121,7 +121,7 @@ class WatchHub:
         self._watches: dict[tuple[Address, Address, TaskId], weakref.WeakSet[TaskWatch]] = {}
         self.looks = _Looks(chain, services)
         self.logs = _Logs(self)
-        self._reading = False
+        self._reader: Child | None = None
         self._cursor: Cursor | None = None
         self._skew = 0.0
         self._closed = False
@@ -148,28 +148,40 @@ class WatchHub:
         """Register a watch."""
         if self._closed:
             raise ClosedError("the broker is closed", hint="Open a new one")
-        self._watches.setdefault(watch.key, weakref.WeakSet()).add(watch)
-        poller = self._pollers.get(watch.provider)
-        if poller is None or poller.over:
+        watches = self._watches.setdefault(watch.key, weakref.WeakSet())
+        if watch not in watches:
+            watches.add(watch)
+            # a loop that was left by force drops its watch without a word
+            weakref.finalize(watch, self._background.soon, self._forget, watch.key).atexit = False
+        if (poller := self._pollers.get(watch.provider)) is None:
             poller = self._pollers[watch.provider] = _Poller(self, watch.provider)
-            self._background.start(poller.run(), name=f"poll {watch.provider}")
+            poller.task = self._background.start(poller.run(), name=f"poll {watch.provider}")
         poller.add(watch.wallet, watch.task_id)
-        if not self._reading:
-            self._reading = True
-            self._background.start(self._read_chain(), name="watch chain events")
+        if self._reader is None:
+            self._reader = self._background.start(self._read_chain(), name="watch chain events")
 
     def remove(self, watch: "TaskWatch") -> None:
         """Forget a watch."""
         if watches := self._watches.get(watch.key):
             watches.discard(watch)
+            self._forget(watch.key)
+
+    def _forget(self, key: "_Key") -> None:
+        """End at once what was done for a task that nobody watches any more."""
+        if self._watches.get(key):
+            return
+        self._watches.pop(key, None)
+        wallet, provider, task_id = key
+        poller = self._pollers.get(provider)
+        if poller is not None and poller.drop(wallet, task_id):
+            del self._pollers[provider]
+        if not self._watches and self._reader is not None:
+            self._reader.cancel()
+            self._reader = self._cursor = None
 
     def watches(self, wallet: Address, provider: Address, task_id: TaskId) -> "list[TaskWatch]":
         """Return the live watches of a task."""
-        key = (wallet, provider, task_id)
-        live = list(self._watches.get(key, ()))
-        if not live:
-            self._watches.pop(key, None)
-        return live
+        return list(self._watches.get((wallet, provider, task_id), ()))
 
     def poke(self, provider: Address) -> None:
         """Make a provider's poller ask now."""
@@ -180,20 +192,17 @@ class WatchHub:
 
     async def client(self, provider: Address) -> ProviderClient:
         """Return a client of a provider; asks the chain where it is only when that may have changed."""
-        age = _SERVICE_AGE if self._reading else _SERVICE_AGE_UNTOLD
+        age = _SERVICE_AGE if self._reader is not None else _SERVICE_AGE_UNTOLD
         service = await self.services.fine_tuning_service(provider, max_age=age)
         return ProviderClient(self.http, service.url, provider, self.clock)
 
     async def _read_chain(self) -> None:
-        try:
-            while any(self._watches.values()):
-                try:
-                    await self._follow()
-                except ChainUnavailableError as e:
-                    self._tell_all(f"the chain can't be read ({e.message}); still trying")
-                    await self.clock.sleep(self.policy.longest)
-        finally:
-            self._reading = False
+        while True:
+            try:
+                await self._follow()
+            except ChainUnavailableError as e:
+                self._tell_all(f"the chain can't be read ({e.message}); still trying")
+                await self.clock.sleep(self.policy.longest)
 
     async def _follow(self) -> None:
         topics = [TOPIC[name] for name in (*_TOPICS, *_SERVICE_TOPICS)]
@@ -211,9 +220,6 @@ class WatchHub:
                     case Rewound() | Resync():
                         self.services.forget()
                         self._tell_all(batch)
-                if not any(self._watches.values()):
-                    self._cursor = None
-                    return
 
     def _tell_all(self, fact: "Rewound | Resync | str") -> None:
         for watches in self._watches.values():
@@ -317,11 +323,21 @@ class _Poller:
         self._failures = 0
         self._seen: dict[TaskId, tuple[str, dt.datetime]] = {}
         self._progress: dict[TaskId, TaskProgress] = {}
-        self.over = False
+        self.task: Child | None = None
 
     def add(self, wallet: Address, task_id: TaskId) -> None:
         self._wanted.setdefault(wallet, set()).add(task_id)
         self.poke()
+
+    def drop(self, wallet: Address, task_id: TaskId) -> bool:
+        """Ask no more for a task; True: that was the last one, and the poller has ended."""
+        if tasks := self._wanted.get(wallet):
+            tasks.discard(task_id)
+            if not tasks:
+                del self._wanted[wallet]
+        if not self._wanted and self.task is not None:
+            self.task.cancel()
+        return not self._wanted
 
     def poke(self) -> None:
         self._wake.set()
@@ -329,27 +345,16 @@ class _Poller:
     async def run(self) -> None:
         policy, clock = self._hub.policy, self._hub.clock
         pause = policy.first
-        try:
-            while self._live():
-                self._wake = anyio.Event()
-                with correlated(provider=self._provider):
-                    changed = await self._round()
-                pause = policy.first if changed else min(pause * policy.growth, policy.longest)
-                planned = pause * random.uniform(0.8, 1.2)
-                due = clock.monotonic() + planned
-                await wait_any(clock, self._wake, planned)
-                if not self._wake.is_set():
-                    self._hub.http.metrics.observe("poll.lag", max(clock.monotonic() - due, 0.0))
-        finally:
-            self.over = True
-
-    def _live(self) -> bool:
-        for wallet in list(self._wanted):
-            tasks = self._wanted[wallet]
-            tasks -= {t for t in tasks if not self._hub.watches(wallet, self._provider, t)}
-            if not tasks:
-                del self._wanted[wallet]
-        return bool(self._wanted)
+        while True:
+            self._wake = anyio.Event()
+            with correlated(provider=self._provider):
+                changed = await self._round()
+            pause = policy.first if changed else min(pause * policy.growth, policy.longest)
+            planned = pause * random.uniform(0.8, 1.2)
+            due = clock.monotonic() + planned
+            await wait_any(clock, self._wake, planned)
+            if not self._wake.is_set():
+                self._hub.http.metrics.observe("poll.lag", max(clock.monotonic() - due, 0.0))
 
     async def _round(self) -> bool:
         """Ask for each wallet once; return whether anything changed."""
