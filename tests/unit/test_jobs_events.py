@@ -26,6 +26,12 @@ def test_amounts_and_nonces_are_decimal_strings():
     assert bodies["job_submitted"]["spec"]["budget"] == "3000000000000000000"
 
 
+@pytest.mark.parametrize("value", [[], None, {"seq": [1]}, {"seq": "x"}, {"at": {"a": 1}}, {"at": "yesterday"}])
+def test_a_line_without_a_place_in_the_journal_has_one_error(value):
+    with pytest.raises(ValueError, match=r"event|nvalid"):
+        event_from_json(value)
+
+
 def test_an_unknown_kind_is_kept_whole():
     value = {"seq": 3, "job_id": "job-1", "at": None, "kind": "job_levitated", "height": "12"}
     event = event_from_json(value)

@@ -262,6 +262,7 @@ def test_a_separated_provider_needs_both_reports():
     nothing = judge(evidence(reports=(broker, dataclasses.replace(llm, body=b""))), root=ROOT)
     assert "llm.report" in failed(nothing)
     assert not judge(evidence(reports=()), root=ROOT).verified
+    assert not judge(evidence(reports=(llm,)), root=ROOT).verified
 
 
 @pytest.mark.goal("VER-07")

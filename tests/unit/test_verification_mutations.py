@@ -120,11 +120,19 @@ def survives(raw: bytes) -> bool:
     return all(c.outcome == "pass" for c in chain.checks) and verified({**GOOD, "quote": raw.hex()})
 
 
+def of_version_5() -> bytes:
+    """The good quote, as machines write it that name their report's type and size."""
+    head = b"\5\0" + QUOTE[2:48] + (2).to_bytes(2, "little") + (584).to_bytes(4, "little")
+    return MAKER.sign_quote(head + QUOTE[48:632])
+
+
 @pytest.mark.slow
-def test_every_byte_of_the_quote_is_bound():
+@pytest.mark.parametrize("quote", [QUOTE, of_version_5()], ids=["version 4", "version 5"])
+def test_every_byte_of_the_quote_is_bound(quote):
     rng, survived = random.Random(SEED), []
-    for place in range(QUOTE.index(b"-----BEGIN")):
-        raw = bytearray(QUOTE)
+    assert survives(quote)
+    for place in range(quote.index(b"-----BEGIN")):
+        raw = bytearray(quote)
         raw[place] ^= 1 << rng.randrange(8)
         if survives(bytes(raw)):
             survived.append(place)
@@ -146,6 +154,14 @@ def test_every_byte_of_the_quotes_certificates_is_bound(number):
         if survives(QUOTE[:start] + b"".join([*pems[:number], pem, *pems[number + 1 :]])):
             survived.append(place)
     assert survived == []
+
+
+def test_what_follows_the_quote_is_nothing_or_zeros_that_are_listed():
+    assert not verified({**GOOD, "quote": GOOD["quote"] + "01"})
+    assert not verified({**GOOD, "quote": GOOD["quote"] + "\n"})
+    padded = judged(encoded({**GOOD, "quote": GOOD["quote"] + "00" * 70}), header=None)
+    assert padded.verified
+    assert "quote: the zeros behind its end" in padded.unbound
 
 
 @pytest.mark.parametrize("size", [0, 1, 47, 48, 631, 632, 636, 1000, -1])
@@ -214,6 +230,7 @@ GENUINE_BUT_WRONG = {
     "other signer": lambda: rebuilt(events(), data=OTHER.encode().ljust(64, b"\0")),
     "no signer": lambda: rebuilt(events(), data=bytes(64)),
     "no events": lambda: rebuilt([]),
+    "an event of no register": lambda: rebuilt([*events(), {**runtime("x"), "imr": 4}]),
 }
 
 
@@ -221,6 +238,11 @@ GENUINE_BUT_WRONG = {
 @pytest.mark.parametrize("name", sorted(GENUINE_BUT_WRONG))
 def test_a_genuine_quote_of_a_wrong_td_fails(name):
     assert not verified(GENUINE_BUT_WRONG[name]())
+
+
+def test_a_td_that_names_nobody_is_nobodys():
+    nobody = "0x" + "00" * 20
+    assert not verified(rebuilt(events(), data=nobody.encode().ljust(64, b"\0")), expected_signer=nobody)
 
 
 def test_rebuilt_reports_would_pass_otherwise():

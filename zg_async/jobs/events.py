@@ -442,10 +442,19 @@ def event_from_json(value: Mapping[str, Any]) -> Event:
 
     Returns:
         The event, or an `UnknownEvent` that holds all of it.
+
+    Raises:
+        ValueError: Not even its place in the journal can be read.
     """
+    if not isinstance(value, Mapping):
+        raise ValueError("an event is an object")
     body = {name: item for name, item in value.items() if name not in _HEAD}
-    seq, job_id, kind = int(value.get("seq") or 0), JobId(str(value.get("job_id") or "")), str(value.get("kind"))
-    at = dt.datetime.fromisoformat(value["at"]) if value.get("at") else None
+    job_id, kind = JobId(str(value.get("job_id") or "")), str(value.get("kind"))
+    try:
+        seq = int(value.get("seq") or 0)
+        at = dt.datetime.fromisoformat(value["at"]) if value.get("at") else None
+    except TypeError as error:
+        raise ValueError(f"an event has a number and a time: {error}") from None
     if (cls := _KINDS.get(kind)) is not None:
         try:
             known = {name: _decode(body[name], hint) for name, hint in _hints(cls).items() if name in body}

@@ -333,7 +333,8 @@ def _prefix(name: str) -> str:
 
 
 def _mandatory(names: Mapping[str, Any]) -> Sequence[str]:
-    return ["approved", *(_prefix(name) + check for name in names or ("none",) for check in (*MANDATORY, *CHAIN))]
+    prefixes = {"", *map(_prefix, names)}  # a model's report is nothing without its broker's
+    return ["approved", *(prefix + check for prefix in sorted(prefixes) for check in (*MANDATORY, *CHAIN))]
 
 
 def _chain(fetched: FetchedReport, report: QuoteReport, evidence: Evidence, root: bytes | None) -> ChainResult:

@@ -16,13 +16,11 @@ from urllib.parse import unquote
 from zg_async.errors import AttestationError, ConfigError, ZgError
 from zg_async.text import printable
 from zg_async.transport.http import KIB, MIB, Http, Reply
-from zg_async.wire.attestation import Check, Outcome
+from zg_async.wire.attestation import Check, Outcome, quote_tail
 from zg_async.wire.strict_json import BadJsonError, decode_json
 
 INSTALL: Final = "pip install 'zg-async[tee]'"
 _DAY: Final = 86_400
-_TAG: Final = 48 + 584 + 4 + 64 + 64
-"""Where a quote of version 4 says what kind of certification data follows."""
 _LIMIT: Final = 4 * MIB
 
 
@@ -138,7 +136,8 @@ def verify_chain(
     if library is None:
         return not_checked(f"needs the extra: {INSTALL}")
     seconds = int(now)
-    if raw_quote[:2] == b"\x04\0" and raw_quote[_TAG : _TAG + 2] != b"\x06\0":  # the library doesn't look
+    tag = quote_tail(raw_quote)[132:134]  # behind a length, a signature and a key: what kind of data follows
+    if tag != b"\x06\0":  # the library doesn't look
         return _refused("unknown certification data")
     try:
         parsed = library.QuoteCollateralV3.from_json(json.dumps(dict(collateral)))

@@ -194,6 +194,12 @@ def parse_td_quote(raw: bytes) -> TdQuote:
     )
 
 
+def quote_tail(raw: bytes) -> bytes:
+    """Return what follows the signed part of a quote, beginning with its length; empty if it is cut off."""
+    body = 48 + 584 if raw[:2] == b"\4\0" else 54 + int.from_bytes(raw[50:54], "little")
+    return raw[body:]
+
+
 def replay_rtmr(events: Sequence[Mapping[str, Any]], imr: int) -> bytes:
     """Compute a register from its events' digests.
 
@@ -295,10 +301,14 @@ class _Checker:
         if self._report.get("intel_quote", text) != text:
             raise _FailedError("the report holds two different quotes")
         try:
+            if not text.isalnum():
+                raise ValueError("not hex")
             self._raw = bytes.fromhex(text.removeprefix("0x"))
             self._quote = parse_td_quote(self._raw)
         except ValueError as error:
             raise _FailedError(f"no TDX quote: {error}") from None
+        if self._padding().strip(b"\0"):
+            raise _FailedError("something follows the quote")
         return f"TDX v{self._quote.version}"
 
     def _read_events(self) -> str:
@@ -343,6 +353,8 @@ class _Checker:
                 names += [f"{place}.{key}" for key in fields or () if key != bound]
         if self._raw:
             names.append("quote: its own copy of the root certificate")  # the one that counts is the verifier's
+        if self._padding():
+            names.append("quote: the zeros behind its end")  # real ones have them
         if any(e["imr"] != 3 for e in self._events):
             names += [f"event_log: {key} of boot events" for key in ("event", "event_payload", "event_type")]
         return tuple(printable(name, limit=80) for name in names[:200])
@@ -375,9 +387,7 @@ class _Checker:
         if found is None:
             raise _FailedError("report_data names no signer")
         self._signer, self._encryption_key = found
-        if self._signer.lower() != self._expected.lower():
-            raise _FailedError(f"report_data names {self._signer}, the chain {printable(self._expected, limit=60)}")
-        return self._signer
+        return self._expect(self._signer, "report_data")
 
     def _check_report_data(self) -> str:
         if not self._report_data:
@@ -485,11 +495,22 @@ class _Checker:
 
     # -- helpers
 
+    def _expect(self, signer: Address, where: str) -> Address:
+        if signer.lower() != self._expected.lower():
+            raise _FailedError(f"{where} names {signer}, the chain {printable(self._expected, limit=60)}")
+        if not int(signer, 16):
+            raise _FailedError("the zero address is nobody's")
+        return signer
+
     def _text(self, key: str) -> str:
         value = self._report.get(key)
         if not isinstance(value, str) or not value:
             raise _FailedError(f"the report has no {key}")
         return value
+
+    def _padding(self) -> bytes:
+        tail = quote_tail(self._raw)
+        return tail[4 + int.from_bytes(tail[:4], "little") :]
 
     def _need_quote(self) -> TdQuote:
         if self._quote is None:
@@ -527,9 +548,7 @@ class _LlmChecker(_Checker):
         if not re.fullmatch("0x[0-9a-fA-F]{40}", text):
             raise _FailedError("signing_address is no address")
         self._signer = checksum_address(text)
-        if self._signer.lower() != self._expected.lower():
-            raise _FailedError(f"the report names {self._signer}, the chain {printable(self._expected, limit=60)}")
-        return self._signer
+        return self._expect(self._signer, "the report")
 
     def _check_report_data(self) -> str:
         if self._signer is None:
@@ -563,6 +582,7 @@ def _is_event(value: Any) -> bool:
     return (
         isinstance(value, dict)
         and all(_is_int(value.get(key)) for key in ("imr", "event_type"))
+        and value["imr"] < 4
         and all(isinstance(value.get(key), str) for key in ("digest", "event", "event_payload"))
     )
 
