@@ -46,9 +46,12 @@ ZgError                                  .code .retryable .hint .retry_after .co
 
 import copy
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Final, Self
 
 from zg_async.correlation import FIELDS, correlation
+from zg_async.text import printable_lines
+
+_LINE: Final = 4000
 
 
 class ZgError(Exception):
@@ -63,13 +66,14 @@ class ZgError(Exception):
         """Make an error.
 
         Args:
-            message: What failed, with addresses and amounts in units; never a secret.
+            message: What failed, with addresses and amounts in units; never a secret. What moves a cursor or hides is
+                written as an escape here and in the hint.
             hint: What to do next.
             retry_after: Seconds to wait before a retry, if the other side said so.
         """
-        super().__init__(message)
-        self.message = message
-        self.hint = hint
+        self.message = printable_lines(message, limit=_LINE)
+        self.hint = None if hint is None else printable_lines(hint, limit=_LINE)
+        super().__init__(self.message)
         self.retry_after = retry_after
         self._belongs: Mapping[str, str] = correlation()
 

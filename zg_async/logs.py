@@ -1,4 +1,4 @@
-"""Logging: records know what they belong to, and what looks like a secret is taken out before any handler sees it.
+"""Logging: records know what they belong to; what looks like a secret, or isn't text, is gone before a handler sees it.
 
 Standard `logging`, loggers below `zg_async`; the library prints nothing and configures nothing. Each record has the
 attributes `job_id`, `task_id`, `provider` and `request_id`, empty when unknown, for formats such as
@@ -16,8 +16,11 @@ import re
 from typing import Any, Final
 
 from zg_async.correlation import FIELDS, correlation
+from zg_async.text import printable, printable_lines
 
 _HIDDEN: Final = "<hidden>"
+_LONGEST: Final = 16_000
+"""Characters of a message, or of a traceback's line."""
 _SECRETS: Final = (
     (re.compile(r"app-sk-[A-Za-z0-9+/=_-]{8,}"), f"app-sk-{_HIDDEN}"),
     (
@@ -47,12 +50,13 @@ class _Stamp(logging.Filter):
         known = correlation()
         for name in FIELDS:
             if not hasattr(record, name):
-                setattr(record, name, known.get(name, ""))
+                setattr(record, name, printable(known.get(name, "")))
         text = record.getMessage()
-        if (clean := redacted(text)) != text:
+        if (clean := printable(redacted(text), limit=_LONGEST)) != text:
             record.msg, record.args = clean, None
         if record.exc_info and not record.exc_text:
-            record.exc_text = redacted(self._formatter.formatException(record.exc_info))
+            trace = redacted(self._formatter.formatException(record.exc_info))
+            record.exc_text = printable_lines(trace, limit=_LONGEST)
         return True
 
 

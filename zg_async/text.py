@@ -1,7 +1,9 @@
 """Text from outside, made harmless before anybody sees it; and secrets, kept out of what shows itself."""
 
+import json
+import sys
 import unicodedata
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 T = TypeVar("T")
 
@@ -23,6 +25,18 @@ def printable(text: str, *, limit: int = 200) -> str:
         return cut + ("…" if len(text) > limit else "")
     shown = "".join(c if unicodedata.category(c) not in _HIDDEN else _escape(c) for c in cut)
     return shown + ("…" if len(text) > limit else "")
+
+
+def printable_lines(text: str, *, limit: int = sys.maxsize) -> str:
+    """Show outside text as `printable` does, but keep its lines; `limit` counts for each."""
+    return "\n".join(printable(line, limit=limit) for line in text.split("\n"))
+
+
+def json_text(value: Any, *, indent: int | None = None) -> str:
+    """Write JSON for a screen or a pipe: the same values, but what moves a cursor or hides is written as an escape."""
+    text = json.dumps(value, ensure_ascii=False, indent=indent)
+    moving = {ord(c): json.dumps(c)[1:-1] for c in set(text) if not c.isprintable() and c != "\n"}
+    return text.translate(moving)
 
 
 def _escape(char: str) -> str:

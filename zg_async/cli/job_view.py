@@ -1,7 +1,6 @@
 """How a running job looks: a line per finished stage and a live one below, or one JSON object per event."""
 
 import datetime as dt
-import json
 import sys
 import time
 from collections.abc import Mapping
@@ -18,12 +17,13 @@ from zg_async.cli.output import JSON_VERSION
 from zg_async.cli.render import duration_text, short, size_text, sparkline
 from zg_async.errors import ZgError
 from zg_async.jobs import events as ev
-from zg_async.text import printable
+from zg_async.text import json_text, printable
 from zg_async.units import format_amount
 from zg_async.wire.task_log import parse_log
 
 _WIDTH = 100
 """Columns a line takes at most."""
+_LONGEST = 4000
 
 if TYPE_CHECKING:
     from zg_async.broker import Broker
@@ -100,7 +100,7 @@ class JsonLines:
         """Say nothing more: the job's last event holds the sum."""
 
     def _print(self, value: Mapping[str, Any]) -> None:
-        print(json.dumps({"version": JSON_VERSION, **value}, ensure_ascii=False), flush=True)
+        print(json_text({"version": JSON_VERSION, **value}), flush=True)
 
 
 class JobView:
@@ -245,4 +245,4 @@ class JobView:
         self._row(("!", "yellow"), "", text)
 
     def _line(self, text: str) -> None:
-        self._console.print(Text(text), soft_wrap=True)
+        self._console.print(Text(printable(text, limit=_LONGEST)), soft_wrap=True)

@@ -1,6 +1,5 @@
 """`zg run`, `zg plan` and `zg batch`: one job, what it would do, and many."""
 
-import json
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -11,7 +10,7 @@ from cyclopts import Parameter
 
 from zg_async.cli.opening import PAYING, Paying, open_broker
 from zg_async.cli.output import emit, leaving, print_json
-from zg_async.text import printable
+from zg_async.text import json_text, printable
 from zg_async.units import format_amount
 
 if TYPE_CHECKING:
@@ -148,10 +147,10 @@ async def batch(
 
 def _results(done: "BatchResult", form: str) -> str:
     if form == "json":
-        return json.dumps(done.to_json(), ensure_ascii=False, indent=2)
+        return json_text(done.to_json(), indent=2)
     if form == "csv":
         return done.to_csv().rstrip("\n")
-    return "\n".join(printable(line, limit=1000) for line in done.table().splitlines())
+    return done.table()
 
 
 def _plan_text(plan: "JobPlan") -> str:

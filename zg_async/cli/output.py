@@ -8,7 +8,6 @@ import contextlib
 import dataclasses
 import datetime as dt
 import enum
-import json
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -21,7 +20,7 @@ import anyio
 
 from zg_async.cli.completing import cache_path, remember
 from zg_async.errors import ZgError
-from zg_async.text import printable
+from zg_async.text import json_text, printable, printable_lines
 from zg_async.units import NEURON_PER_0G
 
 if TYPE_CHECKING:
@@ -76,7 +75,7 @@ def emit(where: "Where", kind: str, value: Any, text: Callable[[], str | Iterabl
         return
     shown = text()
     for line in [shown] if isinstance(shown, str) else shown:
-        print(line)
+        print(printable_lines(line))
 
 
 def print_json(kind: str, value: Any) -> None:
@@ -85,13 +84,13 @@ def print_json(kind: str, value: Any) -> None:
     fields = plain if isinstance(plain, dict) else {"items": plain}
     if taken := fields.keys() & {"version", "kind"}:
         raise ValueError(f"fields of {kind} hide the envelope's: {sorted(taken)}")
-    print(json.dumps({"version": JSON_VERSION, "kind": kind, **fields}, ensure_ascii=False), flush=True)
+    print(json_text({"version": JSON_VERSION, "kind": kind, **fields}), flush=True)
 
 
 def note(where: "Where", text: str) -> None:
     """Tell people something on standard error; nothing with `--json`."""
     if not where.as_json:
-        print(text, file=sys.stderr, flush=True)
+        print(printable_lines(text), file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager

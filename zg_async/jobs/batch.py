@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import os
+import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -18,6 +19,7 @@ from zg_async.jobs.spec import JobSpec
 from zg_async.jobs.state import JobState, JobStatus
 from zg_async.managers.training_params import read_training_params
 from zg_async.showing import records_html
+from zg_async.text import printable
 from zg_async.units import Amount, format_amount
 from zg_async.wire.task_log import parse_log
 
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
     from zg_async.jobs.runner import JobRunner
 
 AT_ONCE: Final = 100
+_CELL: Final = 1000
+_FORMULA: Final = ("=", "+", "-", "@", "|")
 _LISTS: Final = ("models", "datasets", "params")
 _OWN: Final = frozenset(
     {"model", "dataset", "training_params", "output_dir", "key", "wallet", "wallets", "batch", "batch_max_spend"}
@@ -182,11 +186,12 @@ class BatchResult:
         return [dataclasses.asdict(row) | {"cost": str(row.cost)} for row in self.rows]
 
     def to_csv(self) -> str:
-        """Return the rows as CSV with a head line; costs are neuron."""
+        """Return the rows as CSV with a head line; costs are neuron. No cell is a formula to a spreadsheet."""
         text = io.StringIO()
         writer = csv.DictWriter(text, [field.name for field in dataclasses.fields(BatchRow)], lineterminator="\n")
         writer.writeheader()
-        writer.writerows(dataclasses.asdict(row) for row in self.rows)
+        for row in self.rows:
+            writer.writerow({name: _plain_cell(value) for name, value in dataclasses.asdict(row).items()})
         return text.getvalue()
 
     def table(self) -> str:
@@ -200,10 +205,20 @@ class BatchResult:
         )
 
 
+def _plain_cell(value: Any) -> Any:
+    """Make text from outside harmless to whatever opens the file; numbers stay as they are."""
+    if not isinstance(value, str):
+        return value
+    text = printable(value, limit=_CELL)
+    read = unicodedata.normalize("NFKC", text[:100]).lstrip()  # as a spreadsheet reads wide letters
+    return f"'{text}" if read.startswith(_FORMULA) else text
+
+
 def _cells(row: BatchRow) -> tuple[str, ...]:
     loss = "" if row.final_loss is None else f"{row.final_loss:.4g}"
     seconds = "" if row.seconds is None else f"{row.seconds:.1f}"
-    return (row.name, row.status, loss, format_amount(row.cost, decimals=6), seconds, row.artifact or row.error)
+    cells = (row.name, row.status, loss, format_amount(row.cost, decimals=6), seconds, row.artifact or row.error)
+    return tuple(printable(cell, limit=_CELL) for cell in cells)
 
 
 async def run_batch(runner: "JobRunner", batch: Batch, *, at_once: int = AT_ONCE) -> BatchResult:
