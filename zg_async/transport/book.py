@@ -113,6 +113,10 @@ class LaneBook:
         rows = [row for row in self._rows.values() if row.at >= since]
         return sum(row.reserved for row in rows), sum(row.gas_cost for row in rows)
 
+    def is_free(self, account_nonce: int) -> bool:
+        """Say whether no transaction with a nonce was ever signed here, or seen on the chain."""
+        return account_nonce not in self.found and all(r.account_nonce != account_nonce for r in self._rows.values())
+
     def unclaimed(self, intent: str) -> Found | None:
         """Return a found transaction with this effect that no key has claimed."""
         return next((f for f in self.found.values() if f.intent == intent and not f.claimed), None)
@@ -188,11 +192,8 @@ class LaneBook:
             found = self.found.get(entry["nonce"])
             if found is None or found.claimed:
                 raise Misfit
-        elif entry["nonce"] < self.next_nonce and not (entry.get("filler") and self._is_free(entry["nonce"])):
+        elif entry["nonce"] < self.next_nonce and not (entry.get("filler") and self.is_free(entry["nonce"])):
             raise Misfit
-
-    def _is_free(self, account_nonce: int) -> bool:
-        return account_nonce not in self.found and all(r.account_nonce != account_nonce for r in self._rows.values())
 
     def _apply(self, entry: Entry) -> None:
         match entry["kind"]:

@@ -33,7 +33,9 @@ _DEPOSITS: Final = frozenset({"LedgerManager.addLedger", "LedgerManager.depositF
 _TRANSFER: Final = "LedgerManager.transferFund"
 AUTO_FUNDING: Final = "auto-funding"
 """Begins the keys of transfers that the package makes by itself."""
-_FREE: Final = frozenset({"once", AUTO_FUNDING})
+FILLER: Final = "filler"
+"""Begins the keys of transfers of nothing, which only use a nonce up."""
+_FREE: Final = frozenset({"once", AUTO_FUNDING, FILLER})
 _HOUR: Final = 3600.0
 
 

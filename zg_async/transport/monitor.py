@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 import anyio
 
 from zg_async.correlation import correlated
-from zg_async.errors import ChainError, LimitError, RpcError, ZgError
+from zg_async.errors import ChainError, FeeCapError, InsufficientGasFundsError, LimitError, RpcError, ZgError
 from zg_async.logs import get_logger
 from zg_async.transport.budget import group_of
 from zg_async.transport.fees import Fees, bump
@@ -284,8 +284,11 @@ class Monitor:
             return
         missing = range(used, min(row.account_nonce, used + _MOST_FILLERS))
         _log.warning("nonces %d to %d of %s are used by nobody: closing the gap", used, missing[-1], self._lane.wallet)
-        for account_nonce in missing:
-            await fill(self._lane, account_nonce)
+        try:
+            for account_nonce in missing:
+                await fill(self._lane, account_nonce)
+        except (FeeCapError, LimitError, InsufficientGasFundsError) as error:
+            self._care(row).refusal = f"nonce {used}, before it, is used by nobody and can't be closed: {error.message}"
         await self._lane.sweep()
 
     async def _resend(self, row: Row) -> None:

@@ -7,14 +7,16 @@ wallet itself: whichever of the two is mined, the nonce is settled, and a lost t
 others. What can't be found stops the lane with `JournalError`; `Chain.accept_loss` is the user's word that it is known.
 """
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from zg_async.errors import ChainError, JournalError
 from zg_async.logs import get_logger
+from zg_async.transport.budget import FILLER
 from zg_async.transport.fees import choose_fees
 from zg_async.transport.heads import parse_block
+from zg_async.transport.quotes import check_money
 from zg_async.transport.receipts import parse_found
-from zg_async.transport.rows import Entry, Found, found_entry, signed_entry
+from zg_async.transport.rows import Entry, Found, Money, found_entry, signed_entry
 from zg_async.transport.rpc import Ask, Rpc, quantity
 from zg_async.transport.transaction import Transaction
 from zg_async.wire.records import Address
@@ -26,6 +28,7 @@ _log = get_logger("zg_async.chain")
 _MOST_STRICT: Final = 256
 _MOST_CASUAL: Final = 16
 _FILLER_GAS: Final = 21_000
+_DAY: Final = 86_400.0
 
 
 async def locate(rpc: Rpc, wallet: Address, account_nonce: int) -> Found | None:
@@ -126,20 +129,46 @@ async def _take_in(lane: "Lane", latest: int) -> None:
 
 
 async def fill(lane: "Lane", account_nonce: int) -> None:
-    """Sign a transfer of nothing to the wallet itself, which uses a nonce up; sending it is the caller's.
+    """Sign and record a transfer of nothing to the wallet itself, which uses a nonce up; sending it is the caller's.
+
+    It obeys the same caps as everything else, and leaves a nonce alone that any recorded transaction has.
 
     Raises:
-        ChainError: The node is away, or gas costs more than the cap.
+        FeeCapError: Gas costs more than a cap.
+        LimitError: Its gas would break a limit.
+        InsufficientGasFundsError: The wallet can't pay it beside what isn't mined yet.
+        ChainError: The node is away.
     """
     parts = lane.parts
-    answers: list[Any] = await parts.rpc.batch(
-        [Ask("eth_getBlockByNumber", ["latest", False]), Ask("eth_gasPrice"), Ask("eth_maxPriorityFeePerGas")]
-    )
-    for answer in answers[:2]:
+    book = await parts.outbox.refresh(lane.id)
+    if not book.is_free(account_nonce):
+        return
+    asks = [
+        Ask("eth_getBlockByNumber", ["latest", False]),
+        Ask("eth_gasPrice"),
+        Ask("eth_getBalance", [lane.wallet, "latest"]),
+        Ask("eth_maxPriorityFeePerGas"),
+    ]
+    block, price, balance, tip = answers = await parts.rpc.batch(asks)
+    for answer in answers[:3]:
         if isinstance(answer, ChainError):
             raise answer
-    tip = None if isinstance(answers[2], ChainError) else quantity(answers[2])
-    fees = choose_fees(parts.fees, base_fee=parse_block(answers[0]).base_fee, gas_price=quantity(answers[1]), tip=tip)
+    fees = choose_fees(
+        parts.fees,
+        base_fee=parse_block(block).base_fee,
+        gas_price=quantity(price),
+        tip=None if isinstance(tip, ChainError) else quantity(tip),
+    )
+    check_money(
+        parts.fees,
+        lane.wallet,
+        value=0,
+        gas=_FILLER_GAS,
+        fees=fees,
+        balance=quantity(balance),
+        open_cost=sum(row.reserved for row in book.open_rows()),
+        gas_today=book.spent(parts.clock.now() - _DAY)[1],
+    )
     transaction = Transaction(
         chain_id=lane.id.chain_id,
         account_nonce=account_nonce,
@@ -150,17 +179,18 @@ async def fill(lane: "Lane", account_nonce: int) -> None:
         max_fee_per_gas=fees.max_fee_per_gas,
         max_priority_fee_per_gas=fees.max_priority_fee_per_gas,
     )
-    signed = await lane.signed(transaction)
-    entry = signed_entry(
-        transaction,
-        signed,
-        key=f"filler/{account_nonce}/{lane.book.height}",
-        attempt=1,
-        name="transfer of nothing",
-        at=parts.clock.now(),
-        filler=True,
-    )
-    await parts.outbox.append(lane.id, [entry])
+    key = f"{FILLER}/{account_nonce}/{book.height}"
+    with parts.budget.hold(key, Money(gone=transaction.max_cost), lane.wallet):
+        entry = signed_entry(
+            transaction,
+            await lane.signed(transaction),
+            key=key,
+            attempt=1,
+            name="transfer of nothing",
+            at=parts.clock.now(),
+            filler=True,
+        )
+        await parts.outbox.append(lane.id, [entry])
 
 
 def _unaccounted(lane: "Lane", why: str) -> JournalError:
