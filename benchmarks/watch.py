@@ -10,6 +10,7 @@ measured with a bare aiohttp session in the same run, and its delay is half an i
 
 import argparse
 import asyncio
+import datetime as dt
 import gc
 import json
 import os
@@ -37,6 +38,10 @@ from zg_async.wire.contracts import FineTuningContract
 PROVIDERS = 100
 EVENTS = 20
 CHANGES = 40
+NOBODY = "0x" + "11" * 20
+BEGAN = dt.datetime.now(dt.UTC)
+LISTED = 10
+"""Tasks a wallet has at a provider when it asks for all of them; the last one of them hasn't moved for a day."""
 
 
 # --- the stub providers, a process of their own ---------------------------------------------------------------------
@@ -67,15 +72,18 @@ class Stub(asyncio.Protocol):
         if parts[0] in ("set", "count"):
             return Stub.count
         Stub.count += 1
-        return self.task(parts[3], parts[5]) if len(parts) > 5 else [self.task(parts[3], t) for t in Stub.states]
+        if len(parts) > 5:
+            return self.task(parts[3], parts[5])
+        return [self.task(parts[3], task_id(parts[3], int(parts[0][1:]), number)) for number in range(LISTED)]
 
     @staticmethod
     def task(user: str, task_id: str) -> dict[str, Any]:
         progress, changes = Stub.states.get(task_id, ("Training", 0))
+        began = BEGAN - dt.timedelta(days=task_id[9:13] == f"{LISTED - 1:04x}")
         return {
             "id": task_id,
-            "createdAt": "2025-01-01T00:00:00Z",
-            "updatedAt": f"2025-01-01T00:{changes // 60:02}:{changes % 60:02}Z",
+            "createdAt": began.isoformat(),
+            "updatedAt": (began + dt.timedelta(seconds=changes)).isoformat(),
             "userAddress": user,
             "preTrainedModelHash": "0x" + "ab" * 32,
             "datasetHash": "0x" + "cd" * 32,
@@ -116,8 +124,8 @@ async def register(client: ChainClient, devnet: DevnetProcess, stub: str) -> Non
         await boss.send(contract.acknowledge_tee_signer_by_owner(account.address))
 
 
-def task_id(wallet: int, provider: int) -> str:
-    return f"{wallet:08x}-0000-4000-8000-{provider:012x}"
+def task_id(wallet: str, provider: int, number: int = 0) -> str:
+    return f"{provider:08x}-{number:04x}-4000-8000-{wallet[-12:].lower()}"
 
 
 def rss() -> int:
@@ -154,7 +162,8 @@ class Run:
         self.change = anyio.Event()
 
     async def read(self, wallet: int, provider: int) -> None:
-        view, task = self.broker.using(self.broker.wallets[wallet]), task_id(wallet, provider)
+        address = self.broker.wallets[wallet]
+        view, task = self.broker.using(address), task_id(address, provider)
         first = True
         async with view.fine_tuning.watch_task(fine_tuning_provider(provider).address, task) as changes:
             async for change in changes:
@@ -187,7 +196,7 @@ async def naive(stub: str, interval: float, loops: int) -> tuple[float, float]:
         nonlocal count
         await anyio.sleep(interval * n / loops)
         while time.monotonic() < stop:
-            async with session.get(f"{stub}/p{n % PROVIDERS}/v1/user/0x{'11' * 20}/task/{task_id(0, n)}") as reply:
+            async with session.get(f"{stub}/p{n % PROVIDERS}/v1/user/{NOBODY}/task/{task_id(NOBODY, n)}") as reply:
                 json.loads(await reply.read())
             count += 1
             await anyio.sleep(interval)
@@ -274,7 +283,7 @@ async def provider_delays(run: Run, session: aiohttp.ClientSession, stub: str, i
 
     async def one(wallet: int, provider: int) -> None:
         await anyio.sleep(random.uniform(0, interval))
-        task, since = task_id(wallet, provider), time.perf_counter()
+        task, since = task_id(run.broker.wallets[wallet], provider), time.perf_counter()
         await get(session, f"{stub}/set/{task}/Trained")
         delays.append(await run.delay(task, "Trained", since))
 
@@ -291,7 +300,8 @@ async def chain_delays(run: Run, client: ChainClient, devnet: DevnetProcess, bro
     await devnet.control_async("block_time", seconds=1)
     await anyio.sleep(10)  # let the watcher learn the block time
     for n in range(EVENTS):
-        task, user = task_id(n % 5, n), broker.wallets[n % 5]
+        user = broker.wallets[n % 5]
+        task = task_id(user, n)
         wallet = Wallet(client, fine_tuning_provider(n).private_key)
         call = contract.add_deliverable(user, task, os.urandom(32))
         hash_ = await wallet._broadcast(call.to, call.data, 0, 1_000_000)

@@ -188,6 +188,11 @@ class WatchHub:
         if poller := self._pollers.get(provider):
             poller.poke()
 
+    async def pace(self, provider: Address) -> None:
+        """Wait until another request to a provider that is polled keeps the rate."""
+        if poller := self._pollers.get(provider):
+            await poller.pace()
+
     # ---- chain
 
     async def client(self, provider: Address) -> ProviderClient:
@@ -294,21 +299,22 @@ class _Logs:
 
     def __init__(self, hub: WatchHub) -> None:
         self._hub = hub
-        self._lock = anyio.Lock()
+        self._locks: collections.defaultdict[Address, anyio.Lock] = collections.defaultdict(anyio.Lock)
         self._read: dict[_Key, tuple[float, str]] = {}
 
     async def read(self, key: _Key) -> str:
         """Return a task's log; empty when it can't be read."""
-        async with self._lock:
+        wallet, provider, task_id = key
+        async with self._locks[provider]:
             now = self._hub.clock.monotonic()
             self._read = {k: (at, log) for k, (at, log) in self._read.items() if now - at < _LOG_SECONDS}
             if key not in self._read:
-                wallet, provider, task_id = key
+                await self._hub.pace(provider)
                 try:
                     log = await (await self._hub.client(provider)).get_log(wallet, task_id)
                 except ZgError:
                     log = ""
-                self._read[key] = (now, log[-_LOG_TAIL:])
+                self._read[key] = (self._hub.clock.monotonic(), log[-_LOG_TAIL:])
             return self._read[key][1]
 
 
@@ -321,6 +327,8 @@ class _Poller:
         self._wanted: dict[Address, set[TaskId]] = {}
         self._wake = anyio.Event()
         self._failures = 0
+        self._next = hub.clock.monotonic()
+        """When the next request may go out."""
         self._seen: dict[TaskId, tuple[str, dt.datetime]] = {}
         self._progress: dict[TaskId, TaskProgress] = {}
         self.task: Child | None = None
@@ -358,22 +366,23 @@ class _Poller:
 
     async def _round(self) -> bool:
         """Ask for each wallet once; return whether anything changed."""
-        changed, clock = False, self._hub.clock
+        changed = False
         for wallet, tasks in list(self._wanted.items()):
-            began = clock.monotonic()
-            changed |= await self._ask(wallet, tasks)
-            await self._rest(began, len(self._wanted) > 1)
-        began, queued = clock.monotonic(), self._queued()
-        if queued:
+            await self.pace()
+            if tasks:  # else all have left meanwhile
+                changed |= await self._ask(wallet, tasks)
+        if queued := self._queued():
+            await self.pace()
             await self._ask_queue(queued)
-            await self._rest(began, len(self._wanted) > 1)
         return changed
 
-    async def _rest(self, began: float, is_due: bool) -> None:
-        """Keep the rate."""
-        rest = 1 / self._hub.policy.rate - (self._hub.clock.monotonic() - began)
-        if is_due and rest > 0:
-            await self._hub.clock.sleep(rest)
+    async def pace(self) -> None:
+        """Wait until another request keeps the rate, however many ask."""
+        clock = self._hub.clock
+        at = max(self._next, clock.monotonic())
+        self._next = at + 1 / self._hub.policy.rate
+        if (early := at - clock.monotonic()) > 0:
+            await clock.sleep(early)
 
     def _queued(self) -> "list[TaskWatch]":
         """Return the watches of tasks that wait for training."""
