@@ -17,82 +17,106 @@ def world(tmp_path) -> World:
     return World(tmp_path)
 
 
-def away(process, count, name):
-    if name == "before upload":
-        raise ProviderUnavailableError("no answer")
-
-
 def test_the_names_are_those_of_the_stages():
     assert tuple(stage.name for stage in STAGES) == STAGE_NAMES
 
 
-@pytest.mark.goal("RUN-06", part="attempts and on-failure")
-async def test_attempts_and_what_follows_a_failure_are_the_specifications(world):
-    journal = Journal()
-    async with JobRunner(Process(world, away).broker, MemoryStore(journal)) as runner:
-        stages = {"upload_dataset": {"attempts": 3, "on_failure": "fail"}}
-        job = await runner.submit(world.spec(stages=stages))
-        with pytest.raises(JobFailedError) as caught:
-            await job.result()
-        events = [event async for event in job.events()]
-    assert caught.value.stage == "upload_dataset"
-    assert sum(isinstance(event, e.StageRetrying) for event in events) == 2
-    assert not any(isinstance(event, e.ProviderExcluded) for event in events)
-
-
-@pytest.mark.goal("RUN-06", part="timeout")
-async def test_an_attempt_that_takes_too_long_is_ended_and_tried_again(world):
-    process = Process(world)
-    upload, calls = process.broker.fine_tuning.upload_dataset_to_tee, []
-
-    async def slow_once(*args):
-        calls.append(args)
-        if len(calls) == 1:
-            await anyio.sleep_forever()
-        return await upload(*args)
-
-    process.broker.fine_tuning.upload_dataset_to_tee = slow_once
-    async with JobRunner(process.broker, MemoryStore(Journal())) as runner:
-        job = await runner.submit(world.spec(stages={"upload_dataset": {"timeout": 0.05}}))
-        await job.result()
-        retries = [event async for event in job.events() if isinstance(event, e.StageRetrying)]
-    assert ["took longer than 0.05 s" in retry.message for retry in retries] == [True]
-
-
 POINTS = {
     "choose_provider": "before rpc read",
+    "estimate": "gas price",
     "fund": "before rpc broadcast transfer_fund",
     "acknowledge_provider": "before quote",
     "upload_dataset": "before upload",
     "create_task": "before post task",
+    "train": "before poll",
+    "download_model": "before download",
+    "acknowledge_deliverable": "before rpc broadcast acknowledge_deliverable",
     "decrypt_model": "after decrypt disk",
     "deploy_adapter": "before deploy",
 }
-"""A point in each stage whose attempts the specification may bound; the others are tried until the window closes."""
+"""A point in each step."""
+ELSEWHERE = {"fund", "acknowledge_provider", "upload_dataset"}
+"""Steps after whose failure another provider can help; before them none is chosen, behind them one has the task."""
 
 
-@pytest.mark.goal("RUN-06", part="seven of the steps")
-@pytest.mark.parametrize("stage", sorted(POINTS))
-async def test_each_step_has_the_attempts_that_its_specification_says(world, stage):
-    failed = []
+class Stumbling(Process):
+    """Fails a number of times at a step's point, or hangs in its first call."""
 
-    def fail(process, count, name):
-        if name == POINTS[stage] and process.stage() == stage:
-            failed.append(name)
+    def __init__(self, world, stage, *, fails=0, hangs=False):
+        super().__init__(world, self._fail)
+        self.stage, self.fails, self.hangs = stage, fails, hangs
+        self.runner = None
+        self.broker.chain.gas_price = self._gas_price
+
+    @property
+    def is_there(self):
+        drivers = list(self.runner._drivers.values()) if self.runner else []
+        return bool(drivers) and next_stage(drivers[0].state).name == self.stage
+
+    def _fail(self, process, count, name):
+        if self.fails and name == POINTS[self.stage] and self.is_there:
+            self.fails -= 1
             raise ProviderUnavailableError("no answer")
 
-    process = Process(world, fail)
-    journal = Journal()
-    stages = {stage: {"attempts": 2, "on_failure": "fail"}}
-    async with JobRunner(process.broker, MemoryStore(journal)) as runner:
-        driver = lambda: next(iter(runner._drivers.values()))  # noqa: E731
-        process.stage = lambda: next_stage(driver().state).name if runner._drivers else ""
-        job = await runner.submit(world.spec(stages=stages))
-        with pytest.raises(JobFailedError) as caught:
-            await job.result()
-        events = [event async for event in job.events()]
-    assert (caught.value.stage, len(failed)) == (stage, 2)
-    assert [event.stage for event in events if isinstance(event, e.StageRetrying)] == [stage]
+    async def call(self, name, effect):
+        if self.hangs and self.is_there:
+            self.hangs = False
+            await anyio.sleep_forever()
+        return await super().call(name, effect)
+
+    async def _gas_price(self):
+        self.point("gas price")
+        await self.call("gas price", lambda: None)
+        return 1
+
+    async def run_job(self, **changes):
+        """Run a job to its end; return it, its events and the stage it failed in."""
+        async with JobRunner(self.broker, MemoryStore(Journal())) as self.runner:
+            job, failed_in = await self.runner.submit(self.world.spec(**changes)), None
+            try:
+                await job.result()
+            except JobFailedError as error:
+                failed_in = error.stage
+            return [event async for event in job.events()], failed_in
+
+
+def test_the_points_are_those_of_all_steps():
+    assert tuple(POINTS) == STAGE_NAMES
+
+
+@pytest.mark.goal("RUN-06", part="retries and on-failure, each step")
+@pytest.mark.parametrize("on_failure", ["fail", "other_provider"])
+@pytest.mark.parametrize("stage", POINTS)
+async def test_each_step_has_the_retries_and_the_end_that_its_specification_says(world, stage, on_failure):
+    process = Stumbling(world, stage, fails=3)
+    stages = {stage: {"attempts": 3, "on_failure": on_failure}}
+    events, failed_in = await process.run_job(stages=stages)
+    retries = [event.stage for event in events if isinstance(event, e.StageRetrying)]
+    excluded = [event.stage for event in events if isinstance(event, e.ProviderExcluded)]
+    assert (process.fails, retries) == (0, [stage] * 2)
+    if on_failure == "other_provider" and stage in ELSEWHERE:
+        assert (failed_in, excluded) == (None, [stage])
+    else:
+        assert (failed_in, excluded) == (stage, [])
+
+
+@pytest.mark.goal("RUN-06", part="retries and on-failure, each step")
+@pytest.mark.parametrize("stage", POINTS)
+async def test_each_step_is_tried_more_often_where_the_specification_says_nothing(world, stage):
+    events, failed_in = await Stumbling(world, stage, fails=3).run_job()
+    assert failed_in is None
+    assert [event.stage for event in events if isinstance(event, e.StageRetrying)] == [stage] * 3
+
+
+@pytest.mark.goal("RUN-06", part="timeout, each step")
+@pytest.mark.parametrize("stage", POINTS)
+async def test_an_attempt_that_takes_too_long_is_ended_and_tried_again(world, stage):
+    process = Stumbling(world, stage, hangs=True)
+    events, failed_in = await process.run_job(stages={stage: {"timeout": 0.05}})
+    retries = [event for event in events if isinstance(event, e.StageRetrying)]
+    assert (process.hangs, failed_in) == (False, None)
+    assert {retry.stage for retry in retries} == {stage}
+    assert "took longer than 0.05 s" in retries[0].message
 
 
 @pytest.mark.parametrize(

@@ -43,7 +43,7 @@ from zg_async.jobs.events import (
     TaskRequested,
 )
 from zg_async.jobs.limits import next_limit
-from zg_async.jobs.policies import MAX_ATTEMPTS, Approval, Approve, is_approved, policy_of
+from zg_async.jobs.policies import Approval, Approve, is_approved, policy_of
 from zg_async.jobs.presence import Presence
 from zg_async.jobs.scheduler import Scheduler
 from zg_async.jobs.stages import next_stage
@@ -342,11 +342,10 @@ def _retry(
     can_help = can_help or (attempt <= VIEW_TRIES and _contradicts(state, error))
     if not (can_help or (may_go_on and isinstance(error, _MAY_BE_MENDED))):
         return None
-    watches = stage.name in _UNTIL_OVER
-    if isinstance(error, UnfinishedTaskError | QueueFullError):
-        watches = state.spec is not None and "attempts" not in state.spec.stages.get(stage.name, {})
-    most = policy_of(state.spec.stages, stage.name).attempts if state.spec is not None else MAX_ATTEMPTS
-    if attempt >= most and not (may_go_on or watches):
+    stages = state.spec.stages if state.spec is not None else {}
+    is_patient = may_go_on or stage.name in _UNTIL_OVER or isinstance(error, UnfinishedTaskError | QueueFullError)
+    is_told = "attempts" in stages.get(stage.name, {})
+    if attempt >= policy_of(stages, stage.name).attempts and (is_told or not is_patient):
         return None
     told = error.retry_after if error.retry_after is not None and 0 <= error.retry_after < float("inf") else 0.0
     own = min(

@@ -39,6 +39,9 @@ class StagePolicy:
     """Seconds for one attempt; None: as long as it takes. What was sent by then isn't lost: the next attempt finds
     it."""
     attempts: int = MAX_ATTEMPTS
+    """Tries in a row. By default a task is followed as long as it lives, and its model is fetched and acknowledged
+    until the window closes; a number given in a specification bounds that too, and then the guardian takes a delivery
+    up again before it is lost."""
     on_failure: str = "other_provider"
     """`other_provider`, where that can help and is allowed, or `fail`."""
 
