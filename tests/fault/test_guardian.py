@@ -1,5 +1,6 @@
 """The acknowledgement window against everything that goes wrong, in virtual time."""
 
+import dataclasses
 import datetime as dt
 import random
 
@@ -302,3 +303,105 @@ async def test_a_delivery_that_the_other_runner_doesnt_take_is_not_left_to_it_fo
             await case.clock.run_until(case.clock.now() + 600)
             assert len(await guard.list_jobs()) == 1
     assert case.acknowledged_at is not None
+
+
+class OldView:
+    """A look that takes so long that the task's job has ended when it tells what it saw."""
+
+    def __init__(self, broker, *, until):
+        self.look, self.until = broker.fine_tuning.list_open_tasks, until
+        self.told = []
+        broker.fine_tuning.list_open_tasks = self.list_open_tasks
+
+    async def list_open_tasks(self):
+        found = await self.look()
+        if found.tasks:
+            await self.until()
+            self.told.append(found)
+        return found
+
+
+async def test_a_job_that_ends_while_the_guardian_looks_is_not_adopted(tmp_path):
+    case = Case(tmp_path, foreign=False)
+    case.world.stuck_at = TaskProgress.TRAINING
+    broker = Process(case.world).broker
+    async with JobRunner(broker, MemoryStore(case.journal)) as runner:
+        job = await runner.submit(case.world.spec(deploy=False))
+
+        async def ended():
+            case.world.stuck_at = None
+            while not (await job.status()).is_terminal:
+                await case.clock.sleep(0.1)
+
+        view = OldView(broker, until=ended)
+        await case.clock.run_until(case.clock.now() + 600, lambda: bool(view.told))
+        await case.clock.run_until(case.clock.now() + 60)
+        assert await job.status() is JobStatus.SUCCEEDED
+        assert view.told[0].tasks[0].deliverable is None  # so it saw a task that was open
+        assert [state.job_id for state in await runner.list_jobs()] == [job.id]
+
+
+async def test_a_task_that_stays_open_though_its_job_was_cancelled_is_adopted_after_a_while(tmp_path):
+    case = Case(tmp_path, foreign=False)
+    case.world.stuck_at = TaskProgress.SETTING_UP
+    async with case.runner() as runner:
+        job = await runner.submit(case.world.spec(deploy=False))
+        await case.clock.run_until(case.clock.now() + 60)
+        cancelled = []
+
+        async def cancel():
+            cancelled.append(await job.cancel())
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(cancel)
+            await case.clock.run_until(case.clock.now() + 30, lambda: bool(cancelled))
+        case.world.set_task((await job.state()).task_id, TaskProgress.TRAINING)  # the provider goes on with it
+        case.world.stuck_at = None
+        await case.clock.run_until(case.clock.now() + 60)
+        assert len(await runner.list_jobs()) == 1
+        await case.clock.run_until(case.clock.now() + 600)
+        assert cancelled == [True]
+        assert [(s.adopted, s.status) for s in await runner.list_jobs()] == [
+            (False, JobStatus.CANCELLED),
+            (True, JobStatus.SUCCEEDED),
+        ]
+    assert case.world.transactions.count("acknowledge_deliverable") == 1
+
+
+async def test_an_acknowledged_delivery_whose_job_failed_later_is_not_resumed_on_an_old_view(tmp_path):
+    case = Case(tmp_path, foreign=False)
+
+    def fail(process, count, name):
+        if name == "after decrypt disk":
+            raise ProviderUnavailableError("no answer")
+
+    case.world.stuck_at = TaskProgress.TRAINING
+    broker = Process(case.world, fail).broker
+    async with JobRunner(broker, MemoryStore(case.journal)) as runner:
+        job = await runner.submit(case.world.spec(deploy=False, stages={"decrypt_model": {"attempts": 1}}))
+
+        async def ended():
+            case.world.stuck_at = None
+            while not (await job.status()).is_terminal:
+                await case.clock.sleep(0.1)
+
+        view = OldView(broker, until=ended)
+        await case.clock.run_until(case.clock.now() + 600, lambda: bool(view.told))
+        view.told[0] = delivered = dataclasses.replace(
+            view.told[0],
+            tasks=tuple(
+                dataclasses.replace(
+                    task,
+                    deliverable=dataclasses.replace(case.world.deliverables[task.task_id], acknowledged=False),
+                )
+                for task in view.told[0].tasks
+            ),
+        )
+
+        async def look_again():
+            return delivered
+
+        broker.fine_tuning.list_open_tasks = look_again
+        await case.clock.run_until(case.clock.now() + 60)
+        assert await job.status() is JobStatus.FAILED
+        assert case.events("job_resumed") == []

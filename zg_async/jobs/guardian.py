@@ -41,6 +41,8 @@ LOOK_SECONDS: Final = 30.0
 _BEFORE_DELIVERY: Final = frozenset({"create_task", "train", "cancel"})
 _PATIENCE: Final = dt.timedelta(minutes=15)
 """How long another runner that drives a delivered task is given, of a window that lasts half an hour at least."""
+_SETTLING: Final = dt.timedelta(minutes=2)
+"""How long after a job's end its task may still look open: to a look that began before, or to a node that is behind."""
 UNKNOWN_MODEL: Final = "unknown"
 
 
@@ -104,24 +106,29 @@ class Guardian:
                 self._hindered.add(wallet)
 
     async def _look(self, view: "Broker", wallet: Address) -> None:
+        began = self._now()
         found = await view.fine_tuning.list_open_tasks()
         block = await view.chain.block()
         self._skew = max(block.timestamp.timestamp() - self._broker.clock.now(), 0.0)
         self._elsewhere = await self._presence.others() if found.tasks else frozenset()
         for task in found.tasks:
-            await self._guard(wallet, task)
+            await self._guard(wallet, task, began)
         await self._warn(view, wallet, found)
 
     # ---- tasks
 
-    async def _guard(self, wallet: Address, task: OpenTask) -> None:
+    async def _guard(self, wallet: Address, task: OpenTask, began: dt.datetime) -> None:
         if any(_is_of(driver.state, task) for driver in self._drivers()):
             return
         state = await self._owner(wallet, task)
         if state is None:
             return
-        if not state.job_id or state.status in (JobStatus.CANCELLED, JobStatus.SUCCEEDED):
+        if not state.job_id:
             await self._adopt(wallet, task)
+        elif state.status in (JobStatus.CANCELLED, JobStatus.SUCCEEDED):
+            (*_, end) = await self._store.read(state.job_id, state.seq - 1)
+            if end.at is None or began >= end.at + _SETTLING:
+                await self._adopt(wallet, task)
         elif state.status is JobStatus.FAILED:
             await self._rescue(state, task)
 
@@ -140,7 +147,7 @@ class Guardian:
 
     async def _rescue(self, state: JobState, task: OpenTask) -> None:
         """Resume a failed job whose delivery can still be saved."""
-        if task.deliverable is None or state.forfeited or state.failure is None:
+        if task.deliverable is None or state.forfeited or state.deliverable_acknowledged or state.failure is None:
             return
         window = window_of(state)
         if state.failure.stage not in _BEFORE_DELIVERY and window is not None and self._chain_now() < window.last_call:
