@@ -7,6 +7,7 @@ import pytest
 
 from tests.devnet.conftest import DATASET, MODEL, PARAMS, open_broker
 from zg_async import ConfigError, SystemClock, TaskProgress, UnfinishedTaskError
+from zg_async.wire.contracts import LedgerContract
 
 pytestmark = pytest.mark.slow
 OG = 10**18
@@ -30,26 +31,47 @@ class JumpingClock(SystemClock):
         self.devnet.control("increase_time", seconds=int(seconds) + 1)
 
 
-@pytest.mark.goal("LED-07", part="requests, waits, collects, over a restart; skips zero balances")
-async def test_all_money_comes_back_over_a_restart_with_each_refund_asked_for_once(devnet, key, provider, tmp_path):
+@pytest.fixture
+def batches(monkeypatch):
+    """The providers of each retrieveFund that is made."""
+    made, retrieve = [], LedgerContract.retrieve_fund
+
+    def noted(contract, providers, name):
+        made.append(len(providers))
+        return retrieve(contract, providers, name)
+
+    monkeypatch.setattr(LedgerContract, "retrieve_fund", noted)
+    return made
+
+
+@pytest.mark.goal("LED-07")
+async def test_all_money_comes_back_over_a_restart_in_batches_with_each_refund_asked_for_once(
+    devnet, key, provider, tmp_path, batches
+):
     async with open_broker(devnet, key, tmp_path, clock=JumpingClock(devnet, dies=True)) as broker:
-        await broker.ledger.add_ledger("10")
-        await broker.ledger.transfer_fund(provider, "fine-tuning", "2")
-        await broker.ledger.transfer_fund(provider, "inference", "1")
+        await broker.ledger.add_ledger("30")
+        async with anyio.create_task_group() as group:
+            for other in [provider, *(f"0x{n:040x}" for n in range(1, 22))]:
+                group.start_soon(broker.ledger.transfer_fund, other, "fine-tuning", "1")
+            group.start_soon(broker.ledger.transfer_fund, provider, "inference", "1")
         with pytest.raises(KeyboardInterrupt):
             await broker.ledger.retrieve_all(wait=True)
+        assert batches == [20, 2, 1]  # asked back; then it slept, and died
         sent = await broker.chain.transaction_count(broker.address)
     clock = JumpingClock(devnet)
     async with open_broker(devnet, key, tmp_path, clock=clock) as broker:
         now = await broker.ledger.retrieve_all()
-        assert (now.receipts, now.locked) == ((), 3 * OG)
+        assert (now.receipts, now.locked) == ((), 23 * OG)
         assert now.next_unlock is not None
         done = await broker.ledger.retrieve_all(wait=True)
         assert (done.locked, done.next_unlock, done.left) == (0, None, {})
         assert clock.jumps
-        assert await broker.chain.transaction_count(broker.address) == sent + len(done.receipts) <= sent + 2
-        assert (await broker.ledger.get_ledger()).available_balance == 10 * OG
-        assert (await broker.ledger.retrieve_all(wait=True)).receipts == ()
+        assert batches == [20, 2, 1, 20, 2, 1]  # collected
+        assert await broker.chain.transaction_count(broker.address) == sent + len(done.receipts) == sent + 3
+        assert (await broker.ledger.get_ledger()).available_balance == 30 * OG
+        assert (await broker.ledger.retrieve_all(wait=True)).receipts == ()  # the sub-accounts are there, and empty
+        assert len((await broker.ledger.get_ledger_with_detail()).fine_tuning) == 22
+        assert len(batches) == 6
 
 
 @pytest.mark.goal("LED-11")
