@@ -122,6 +122,7 @@ class World:
         self.posts = 0
         self.adapters: Counter[str] = Counter()
         self.prices = dict.fromkeys(PROVIDERS, 10**9)
+        self.gone: set[str] = set()
         self.signers = dict.fromkeys(PROVIDERS, SIGNER)
         self.fail_at: TaskProgress | None = None
         self.stuck_at: TaskProgress | None = None
@@ -163,6 +164,7 @@ class World:
                 tee_signer_acknowledged=not self.revoked,
             )
             for provider, price in self.prices.items()
+            if provider not in self.gone
         )
 
     def mine(self, row: Row) -> None:
@@ -636,6 +638,8 @@ class Watch:
             if not self.world.settles and self.told == "Delivered":
                 await anyio.sleep_forever()
             task = await self.process.call("poll", lambda: self.world.task(self.task_id))
+            if self.provider in self.world.gone:
+                raise ServiceNotFoundError("not registered")
             deliverable = self.world.deliverables.get(self.task_id)
             common = {
                 "id": str(next(self.numbers)),

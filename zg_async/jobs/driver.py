@@ -23,6 +23,7 @@ from zg_async.errors import (
     ProviderError,
     ProviderUnavailableError,
     QueueFullError,
+    ServiceNotFoundError,
     SignerNotAcknowledgedError,
     TaskFailedError,
     TransactionReplacedError,
@@ -322,9 +323,11 @@ def _may_fail_over(state: JobState, stage: Stage, error: ZgError) -> bool:
         return False
     if len(state.excluded) >= spec.failovers or policy_of(spec.stages, stage.name).on_failure == "fail":
         return False
+    is_gone = isinstance(error, ServiceNotFoundError)
     if stage.name == "train":  # a failed task costs nothing; one that failed for want of money would fail elsewhere too
-        return isinstance(error, TaskFailedError) and "insufficient account balance" not in error.message
-    is_theirs = isinstance(error, ProviderError | AttestationError)
+        has_failed = isinstance(error, TaskFailedError) and "insufficient account balance" not in error.message
+        return is_gone or has_failed
+    is_theirs = is_gone or isinstance(error, ProviderError | AttestationError)
     return is_theirs and state.request_nonce is None and stage.name in _BEFORE_TASK
 
 

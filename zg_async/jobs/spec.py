@@ -66,8 +66,9 @@ class JobSpec:
     stages: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
     """Per stage name what differs from `StagePolicy`'s defaults, e.g. `{"upload_dataset": {"timeout": 600}}`."""
     failovers: int = 2
-    """How many other providers may be tried when one fails the job before a model is delivered; none is, when the
-    provider was named. The money bound at the one that failed stays there until it is retrieved."""
+    """How many other providers may be tried when one fails the job before a model is delivered, doesn't answer before
+    there is a task, or is registered no more; none is, when the provider was named. The money bound at the one that
+    failed stays there until it is retrieved."""
     when_busy: Literal["queue", "fail", "wait_for_free"] = "queue"
     """What to do when other users' tasks are ahead at the provider."""
     require_verified: bool = False

@@ -8,6 +8,8 @@ from zg_async.errors import (
     JournalError,
     LimitError,
     PreviousDeliverableNotAcknowledgedError,
+    ProviderUnavailableError,
+    ServiceNotFoundError,
     TaskFailedError,
     UnfinishedTaskError,
     ZgError,
@@ -40,6 +42,8 @@ from zg_async.wire.records import (
     TaskProgress,
 )
 
+_GONE_SECONDS: Final = 120.0
+"""How long a provider has to be unregistered before its task is given up."""
 _KEPT_DELIVERIES: Final = 20
 """The contract keeps a sub-account's newest ones."""
 _OVER: Final = frozenset({TaskProgress.FAILED, TaskProgress.CANCELLED})
@@ -109,34 +113,40 @@ async def _lying(work: Work, error: PreviousDeliverableNotAcknowledgedError) -> 
 
 
 async def charge(work: Work, fee: int, *, settled: bool = False) -> None:
-    """Count the task's fee where all money is counted: the most it can be, then what it is."""
-    await work.broker.chain.charge(f"{work.state.job_id}/fee", fee, wallet=work.wallet, settled=settled)
+    """Count the task's fee where all money is counted: the most it can be, then what it is; for each provider apart."""
+    await work.broker.chain.charge(work.keys("fee")[0], fee, wallet=work.wallet, settled=settled)
 
 
 async def train(work: Work) -> AsyncGenerator[Event, None]:
     """Follow the task until its deliverable is on chain."""
     tuning = work.broker.fine_tuning
-    cursor, deadline, root = None, None, None
-    async with tuning.watch_task(work.provider, work.task_id) as changes:
-        async for change in changes:
-            cursor = change.cursor
-            if isinstance(change, TaskQueueMoved):
-                yield TaskWaiting(ahead=change.ahead)
-            if isinstance(change, TaskStuck):
-                yield _stuck(change)
-            if not isinstance(change, TaskStateChanged):
-                continue
-            deadline, root, fee = change.ack_deadline, change.model_root_hash, change.task.fee if change.task else 0
-            if change.state is not work.state.progress or fee > work.state.fee:
-                yield TaskProgressed(progress=change.state, fee=fee, source=change.source)
-            if change.state in _OVER or (change.state in _DELIVERED and root is not None):
-                break
-            if change.task is not None and (warning := await _check_fee(work, change.task)):
-                yield warning
+    cursor, deadline, root, is_gone = None, None, None, False
+    try:
+        async with tuning.watch_task(work.provider, work.task_id) as changes:
+            async for change in changes:
+                cursor = change.cursor
+                if isinstance(change, TaskQueueMoved):
+                    yield TaskWaiting(ahead=change.ahead)
+                if isinstance(change, TaskStuck):
+                    yield _stuck(change)
+                if not isinstance(change, TaskStateChanged):
+                    continue
+                deadline, root, fee = change.ack_deadline, change.model_root_hash, change.task.fee if change.task else 0
+                if change.state is not work.state.progress or fee > work.state.fee:
+                    yield TaskProgressed(progress=change.state, fee=fee, source=change.source)
+                if change.state in _OVER or (change.state in _DELIVERED and root is not None):
+                    break
+                if change.task is not None and (warning := await _check_fee(work, change.task)):
+                    yield warning
+    except ServiceNotFoundError:
+        await _require_gone(work)
+        is_gone = True
     if root is None:  # "Failed" is a claim until the chain has been asked
         try:
             root = (await tuning.get_deliverable(work.provider, work.task_id)).model_root_hash
         except DeliverableNotFoundError:
+            if is_gone:
+                raise _vanished(work) from None
             await charge(work, 0, settled=True)
             raise await _task_failed(work) from None
     terms = await tuning.get_delivery_terms()
@@ -146,6 +156,31 @@ async def train(work: Work) -> AsyncGenerator[Event, None]:
         cursor=cursor,
         window=terms.window,
         penalty_percentage=terms.penalty_percentage,
+    )
+
+
+async def _require_gone(work: Work) -> None:
+    """See that the provider stays unregistered: one node that is behind doesn't show a service that is there.
+
+    Raises:
+        ProviderUnavailableError: It is registered.
+    """
+    await work.broker.clock.sleep(_GONE_SECONDS)
+    try:
+        await work.broker.fine_tuning.get_service(work.provider)
+    except ServiceNotFoundError:
+        return
+    raise ProviderUnavailableError(f"{work.provider} was not registered for a while", provider=work.provider)
+
+
+def _vanished(work: Work) -> ServiceNotFoundError:
+    """The task is lost, and the contract settles nothing for a provider that isn't registered.
+
+    Should it come back it might: so its fee stays reserved, and what is tried elsewhere has to fit beside it.
+    """
+    return ServiceNotFoundError(
+        f"{work.provider} isn't registered any more, and delivered nothing of task {work.task_id}",
+        hint="Submit the job again for another provider; the money there comes back with `zg retrieve-fund`",
     )
 
 

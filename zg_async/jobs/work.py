@@ -156,7 +156,8 @@ async def check_terms(work: Work) -> None:
     try:
         now = terms_of(await work.broker.fine_tuning.get_service(before.provider))
     except ServiceNotFoundError as error:
-        raise VerificationError(f"{before.provider} is not registered any more", hint=_ACCEPT) from error
+        hint = "Submit the job again for another provider, or resume it when this one is back"
+        raise ServiceNotFoundError(f"{before.provider} is not registered any more", hint=hint) from error
     changes = [
         f"{what}: {getattr(before, name)} -> {getattr(now, name)}"
         for name, what in (("url", "URL"), ("price_per_token", "price per token (neuron)"), ("signer", "TEE signer"))
