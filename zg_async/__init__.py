@@ -96,7 +96,7 @@ _HOMES = {
     "zg_async.managers.inference_funds": ("Funds", "Spending"),
     "zg_async.managers.inference_services": ("AutoFunded", "AutoFunding", "InferencePolicy"),
     "zg_async.managers.inference_tokens": ("ApiKey",),
-    "zg_async.managers.ledger": ("FundingPlan", "FundingStep"),
+    "zg_async.managers.funding": ("FundingPlan", "FundingStep"),
     "zg_async.managers.media": ("ImageAnswer", "ImageJob", "ImageJobStatus", "Transcript"),
     "zg_async.managers.retrieving": ("Retrieval",),
     "zg_async.managers.services": ("LedgerLimits",),
@@ -288,14 +288,14 @@ if TYPE_CHECKING:
     from zg_async.managers.deliverables import DeliveredModel as DeliveredModel
     from zg_async.managers.fine_tuning import FeeEstimate as FeeEstimate
     from zg_async.managers.fine_tuning import TaskPreflight as TaskPreflight
+    from zg_async.managers.funding import FundingPlan as FundingPlan
+    from zg_async.managers.funding import FundingStep as FundingStep
     from zg_async.managers.inference_funds import Funds as Funds
     from zg_async.managers.inference_funds import Spending as Spending
     from zg_async.managers.inference_services import AutoFunded as AutoFunded
     from zg_async.managers.inference_services import AutoFunding as AutoFunding
     from zg_async.managers.inference_services import InferencePolicy as InferencePolicy
     from zg_async.managers.inference_tokens import ApiKey as ApiKey
-    from zg_async.managers.ledger import FundingPlan as FundingPlan
-    from zg_async.managers.ledger import FundingStep as FundingStep
     from zg_async.managers.log_follow import LogFollow as LogFollow
     from zg_async.managers.log_follow import MetricFollow as MetricFollow
     from zg_async.managers.media import ImageAnswer as ImageAnswer

@@ -13,7 +13,7 @@ from zg_async import (
     LimitError,
     create_broker,
 )
-from zg_async.managers.ledger import GAS_ACKNOWLEDGE, GAS_RETRIEVE
+from zg_async.managers.funding import GAS_ACKNOWLEDGE, GAS_RETRIEVE
 from zg_async.units import NEURON_PER_0G as OG
 
 pytestmark = pytest.mark.slow

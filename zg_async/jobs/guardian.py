@@ -26,7 +26,7 @@ from zg_async.jobs.state import JobState, JobStatus, fold
 from zg_async.jobs.store import Store
 from zg_async.jobs.window import window_of
 from zg_async.logs import get_logger
-from zg_async.managers.ledger import GAS_ACKNOWLEDGE, GAS_RETRIEVE
+from zg_async.managers.funding import GAS_ACKNOWLEDGE, GAS_RETRIEVE
 from zg_async.managers.open_tasks import OpenTask, OpenTasks
 from zg_async.units import format_amount
 from zg_async.wire.records import Address, FineTuningService, JobId, RootHash, TaskId

@@ -9,7 +9,7 @@ from zg_async.jobs.events import CostEstimated
 from zg_async.jobs.preparing import INFERENCE_BUDGET, choose_provider, estimate_cost, needed
 from zg_async.jobs.state import apply
 from zg_async.jobs.work import Work, known
-from zg_async.managers.ledger import GAS_ACKNOWLEDGE, GAS_DEPOSIT, GAS_TRANSFER, FundingPlan
+from zg_async.managers.funding import GAS_ACKNOWLEDGE, GAS_DEPOSIT, GAS_TRANSFER, FundingPlan
 from zg_async.units import format_amount
 from zg_async.wire.records import Address
 

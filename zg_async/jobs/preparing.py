@@ -28,7 +28,7 @@ from zg_async.jobs.events import (
 )
 from zg_async.jobs.spec import JobSpec
 from zg_async.jobs.work import Work, known, lost_task, terms_of
-from zg_async.managers.ledger import GAS_ACKNOWLEDGE, GAS_DEPOSIT, GAS_TRANSFER
+from zg_async.managers.funding import GAS_ACKNOWLEDGE, GAS_DEPOSIT, GAS_TRANSFER
 from zg_async.showing import Records
 from zg_async.units import NEURON_PER_0G, format_amount
 from zg_async.wire.provider_api import estimate_fee

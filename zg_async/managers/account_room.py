@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Set as AbstractSet
+from typing import Self
 
 from zg_async.errors import LimitError
 from zg_async.wire.records import Address
@@ -21,6 +22,10 @@ class AccountRoom:
     def has(self, provider: Address) -> bool:
         """Say whether there is a sub-account at a provider, or may be one."""
         return provider in self.providers or len(self.providers) < self.most
+
+    def with_one_at(self, provider: Address) -> Self:
+        """Return it as it is with a sub-account at a provider."""
+        return dataclasses.replace(self, providers=self.providers | {provider})
 
     def require(self, provider: Address) -> None:
         """Do nothing if there is a sub-account at a provider, or may be one.

@@ -4,10 +4,9 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-import anyio
-
 from zg_async.clock import Clock
 from zg_async.errors import ConfigError
+from zg_async.managers.funding_line import FundingLine
 from zg_async.managers.services import ServiceDirectory
 from zg_async.managers.storage import StorageManager
 from zg_async.managers.verification import Verifier
@@ -35,8 +34,8 @@ class Context:
     verifier: Verifier | None = None
     verified_only: bool = False
     """Whether nothing is paid, sent or acknowledged to providers that aren't verified."""
-    funding: anyio.Lock = dataclasses.field(default_factory=anyio.Lock)
-    """Held while a funding plan is made and carried out, so that two don't spend the same balance."""
+    funding: FundingLine = dataclasses.field(default_factory=FundingLine)
+    """Who waits for money of this wallet, and the lock under which it is planned and moved."""
 
     @property
     def wallet(self) -> Address:

@@ -7,7 +7,7 @@ from typing import Final
 
 from zg_async.errors import AccountNotFoundError, LedgerNotFoundError, ServiceNotFoundError, ZgError
 from zg_async.managers.context import Context
-from zg_async.managers.ledger import GAS_ACKNOWLEDGE, GAS_RETRIEVE
+from zg_async.managers.funding import GAS_ACKNOWLEDGE, GAS_RETRIEVE
 from zg_async.managers.provider_client import ProviderClient
 from zg_async.units import format_amount
 from zg_async.wire.hashing import parse_address

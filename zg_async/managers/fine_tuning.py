@@ -709,11 +709,18 @@ class FineTuningManager(Deliverables):
         return _unfinished(blocking) if blocking else error
 
     async def next_request_nonce(self, provider: str) -> int:
-        """Return a number greater than that of every task this wallet had settled or has open at a provider."""
+        """Return a number greater than that of every task this wallet had settled or has open at a provider.
+
+        It is also greater than all that were returned for this wallet before, so that it tells tasks at different
+        providers apart.
+        """
         account = await self._account_or_none(parse_address(provider, what="provider"))
         tasks = await self.list_task(provider)
         above = max([account.account_nonce if account else 0, *(t.request_nonce for t in tasks if not t.is_terminal)])
-        return signing.next_request_nonce(self._ctx.clock.now(), above)
+        given = self._hub.request_nonces
+        nonce = signing.next_request_nonce(self._ctx.clock.now(), max(above, given.get(self._ctx.wallet, 0)))
+        given[self._ctx.wallet] = nonce
+        return nonce
 
     async def find_task_by_nonce(self, provider: str, request_nonce: int) -> Task | None:
         """Find this wallet's task by the number it was created with; None when the provider knows none."""

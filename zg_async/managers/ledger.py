@@ -3,7 +3,6 @@
 Rules and limits: 0g-serving-contract contracts/ledger/LedgerManager.sol.
 """
 
-import dataclasses
 import datetime as dt
 from collections.abc import AsyncGenerator, Sequence
 from typing import Any, Final
@@ -11,7 +10,6 @@ from typing import Any, Final
 from zg_async.errors import (
     AccountNotFoundError,
     ConfigError,
-    InsufficientGasFundsError,
     LedgerNotFoundError,
     LimitError,
     UnfinishedTaskError,
@@ -20,6 +18,7 @@ from zg_async.errors import (
 from zg_async.logs import get_logger
 from zg_async.managers.account_room import AccountRoom
 from zg_async.managers.context import Context
+from zg_async.managers.funding import Funder, FundingPlan, or_none
 from zg_async.managers.refund_watch import RefundsChanged, wait_refunds, watch_refunds
 from zg_async.managers.retrieving import OpenTasks, Retrieval, open_pairs, standing
 from zg_async.managers.services import LedgerLimits, ServiceType
@@ -43,52 +42,7 @@ _PAGE: Final = 50
 MAX_OPEN_REFUNDS: Final = 5
 """Live refunds a sub-account can hold (FineTuningAccount.sol)."""
 
-GAS_ACKNOWLEDGE: Final = 80_000
-GAS_RETRIEVE: Final = 300_000
-GAS_DEPOSIT: Final = 220_000
-GAS_TRANSFER: Final = 600_000
-"""Gas set aside per call: what the real contracts were measured to use, plus a fifth and more."""
-
 _SubAccount = FineTuningAccountDetails | InferenceAccount
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class FundingStep:
-    """One transaction of a funding plan."""
-
-    name: str
-    call: Call[Any]
-    amount: int
-    """Neuron that move."""
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class FundingPlan:
-    """What it takes until a sub-account can pay an amount."""
-
-    provider: Address
-    service_type: str
-    required: int
-    spendable: int
-    """What the sub-account can pay now."""
-    steps: tuple[FundingStep, ...]
-    gas_cost: int
-    """The steps' gas at today's price, at most."""
-    gas_reserve: int
-    """Gas kept back for the wallet's open acknowledgements and one retrieve."""
-    wallet_balance: int
-    left: int | None = None
-    """What the ledger has available afterwards; None: there is no ledger."""
-    gas_price: int = 0
-    """Neuron per gas, today."""
-    account_exists: bool = True
-    signer_acknowledged: bool = True
-    """Whether this wallet has acknowledged the provider's signer, or a step does so."""
-
-    @property
-    def value(self) -> int:
-        """Neuron that leave the wallet for the ledger."""
-        return sum(s.call.value for s in self.steps)
 
 
 def _summary(row: AccountSummary | InferenceAccount) -> AccountSummary:
@@ -115,6 +69,7 @@ class LedgerManager:
         self._ctx = context
         self._services = context.services
         self._contract = context.services.ledger
+        self._funder = Funder(context, self.get_account_room)
 
     # ---- views
 
@@ -319,7 +274,7 @@ class LedgerManager:
         )
         limits = await self.get_limits()
         found = await self._ctx.chain.call_many(self._account_reads(address, service_type))
-        ledger, account = _or_none(found[0], LedgerNotFoundError), _or_none(found[1], AccountNotFoundError)
+        ledger, account = or_none(found[0], LedgerNotFoundError), or_none(found[1], AccountNotFoundError)
         if ledger is None:
             raise _no_ledger(self._ctx.wallet)
         if account is None and value < limits.min_transfer_amount:
@@ -511,70 +466,16 @@ class LedgerManager:
             LimitError: It has sub-accounts at as many other providers as the contract takes.
         """
         required, address = parse_amount(amount), parse_address(provider, what="provider")
-        name = await self._services.full_name(service_type)
-        limits = await self.get_limits()
-        chain, wallet = self._ctx.chain, self._ctx.wallet
-        reads = self._account_reads(address, service_type)
-        open_accounts = self._services.fine_tuning.get_accounts_by_user(wallet, 0, _PAGE)
-        found, price, balance = await chain.call_many_for([*reads, open_accounts], wallet, block=block)
-        if isinstance(found[2], ZgError):
-            raise found[2]
-        ledger: Ledger | None = _or_none(found[0], LedgerNotFoundError)
-        account: _SubAccount | None = _or_none(found[1], AccountNotFoundError)
-        open_tasks, _ = found[2]
-        available = after.left if after is not None else ledger.available_balance if ledger is not None else None
-        missing = max(required - (account.spendable if account else 0), 0)
-        if account is None:
-            if check:
-                (await self.get_account_room(_kind(service_type))).require(address)
-            missing = max(missing, limits.min_transfer_amount)
-        steps: list[FundingStep] = []
-        if missing:
-            leaves = missing - min(missing, account.pending_refund if account else 0)
-            deposit = self._deposit_step(leaves, available, limits)
-            steps = [deposit] if deposit else []
-            available = (available or 0) + (deposit.amount if deposit else 0) - leaves
-            transfer = self._contract.transfer_fund(address, name, missing)
-            steps.append(FundingStep(name="transfer_fund", call=transfer, amount=missing))
-        plan = FundingPlan(
-            provider=address,
-            service_type=service_type,
-            required=required,
-            spendable=account.spendable if account else 0,
-            steps=tuple(steps),
-            gas_cost=price * sum(GAS_TRANSFER if s.name == "transfer_fund" else GAS_DEPOSIT for s in steps),
-            gas_reserve=price * (GAS_ACKNOWLEDGE * (len(open_tasks) + 1) + GAS_RETRIEVE),
-            wallet_balance=balance - (after.value + after.gas_cost if after else 0),
-            left=available,
-            gas_price=price,
-            account_exists=account is not None,
-            signer_acknowledged=bool(steps) or (account is not None and account.acknowledged),
-        )
-        needed = plan.value + plan.gas_cost + plan.gas_reserve
-        if check and steps and plan.wallet_balance < needed:
-            raise InsufficientGasFundsError(
-                f"{wallet} holds {format_amount(plan.wallet_balance)}; this needs {format_amount(plan.value)} to "
-                f"deposit, about {format_amount(plan.gas_cost)} gas, and {format_amount(plan.gas_reserve)} kept for "
-                "acknowledging deliveries and retrieving funds",
-                hint=f"Send at least {format_amount(needed - plan.wallet_balance)} to {wallet}",
-            )
-        return plan
-
-    def _deposit_step(self, leaves: int, available: int | None, limits: LedgerLimits) -> FundingStep | None:
-        if available is None:
-            value = max(leaves, limits.min_account_balance)
-            return FundingStep(name="add_ledger", call=self._contract.add_ledger("", value=value), amount=value)
-        value = leaves - available
-        if value <= 0:
-            return None
-        return FundingStep(name="deposit_fund", call=self._contract.deposit_fund(value=value), amount=value)
+        await self._services.full_name(service_type)
+        return await self._funder.plan(address, _kind(service_type), required, after=after, check=check, block=block)
 
     async def ensure_funded(
         self, provider: str, service_type: str, amount: Amount, *, key: str | None = None
     ) -> tuple[Receipt, ...]:
         """Make sure a sub-account can pay an amount, with the fewest transactions; a second call sends nothing.
 
-        Opens ledger and sub-account when they are missing, and moves exactly what is missing.
+        Opens ledger and sub-account when they are missing, and moves exactly what is missing. Calls for several
+        sub-accounts at the same time share one deposit.
 
         Args:
             provider: The provider's address.
@@ -583,34 +484,14 @@ class LedgerManager:
             key: Names the effect. After a crash the same key first looks for what was sent under it.
 
         Returns:
-            The mined transactions under this key, none when there was enough.
+            The mined transactions under this key, none when there was enough; of a shared deposit only one call has
+            the receipt.
         """
-        receipts: list[Receipt] = []
-        async with self._ctx.funding:
-            while key and (
-                known := await self._ctx.chain.recall(f"{key}/{len(receipts) + 1}", wallet=self._ctx.wallet)
-            ):
-                receipts.append(known)
-            for _ in range(MAX_OPEN_REFUNDS):  # two steps, and a little more should somebody else move money
-                plan = await self._plan(provider, service_type, amount)
-                if not plan.steps:
-                    break
-                await self._ctx.require_verified_provider(
-                    provider, "inference" if service_type == "inference" else "fine-tuning"
-                )
-                step_key = f"{key}/{len(receipts) + 1}" if key else None
-                receipts.append(await self._ctx.write(plan.steps[0].call, key=step_key))
-        return tuple(receipts)
+        required, address = parse_amount(amount), parse_address(provider, what="provider")
+        await self._services.full_name(service_type)
+        return await self._funder.ensure(address, _kind(service_type), required, key=key)
 
     # ---- helpers
-
-    async def _plan(self, provider: str, service_type: str, amount: Amount) -> FundingPlan:
-        """Plan on a view of the chain that shows all that this wallet has signed, whichever program signed it."""
-        chain = self._ctx.chain
-        if above := await chain.wait_sent(self._ctx.wallet, self._contract.address):
-            block = (await chain.block_from(above)).number
-            return await self.plan_funding(provider, service_type, amount, block=block)
-        return await self.plan_funding(provider, service_type, amount)
 
     def _account_reads(self, provider: Address, service_type: str) -> list[Call[Any]]:
         """Return what reads the ledger, and the sub-account at a provider."""
@@ -658,11 +539,3 @@ def _no_ledger(wallet: Address) -> LedgerNotFoundError:
     return LedgerNotFoundError(
         f"{wallet} has no ledger", error_name="LedgerNotExists", arguments=(wallet,), hint="Open one with add_ledger"
     )
-
-
-def _or_none(result: Any, absent: type[ZgError]) -> Any:
-    if isinstance(result, absent):
-        return None
-    if isinstance(result, ZgError):
-        raise result
-    return result

@@ -120,6 +120,8 @@ class WatchHub:
         self._pollers: dict[Address, _Poller] = {}
         self._watches: dict[tuple[Address, Address, TaskId], weakref.WeakSet[TaskWatch]] = {}
         self.looks = _Looks(chain, services)
+        self.request_nonces: dict[Address, int] = {}
+        """The newest number that a wallet's task was given."""
         self.logs = _Logs(self)
         self._reader: Child | None = None
         self._cursor: Cursor | None = None
