@@ -62,6 +62,11 @@ class Background:
         if not task.cancelled() and (error := task.exception()) is not None:
             _log.error("background task %s failed", task.get_name(), exc_info=error)
 
+    async def wait(self) -> None:
+        """Wait until everything has ended."""
+        while self._tasks:
+            await asyncio.wait(tuple(self._tasks))
+
     async def aclose(self) -> None:
         """Cancel everything and wait until it has ended. Idempotent; safe under cancellation."""
         self._closed = True

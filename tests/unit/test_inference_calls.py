@@ -1,11 +1,13 @@
 """One request to an inference provider, against servers that answer as providers must not, or only sometimes do."""
 
+import asyncio
 import contextlib
 import dataclasses
 import datetime as dt
 import hashlib
 from types import SimpleNamespace
 
+import anyio
 import pytest
 from aiohttp import web
 
@@ -21,7 +23,7 @@ from zg_async.errors import (
     SignatureMismatchError,
 )
 from zg_async.managers.inference import InferenceManager
-from zg_async.managers.inference_services import InferencePolicy
+from zg_async.managers.inference_services import AutoFunding, InferencePolicy
 from zg_async.transport.http import Http, HttpSettings
 from zg_async.wire.answer_proof import AnswerStatus
 from zg_async.wire.hashing import checksum_address, keccak256
@@ -123,6 +125,44 @@ async def test_an_answer_is_proven_also_when_its_signature_comes_late():
         answer = await inference.chat(PROVIDER, "Hé")
     assert answer.proof.is_verified
     assert "Hé".encode() in provider.chats[0]  # the bytes sent are the bytes hashed
+
+
+async def test_funds_are_looked_at_beside_a_request_and_only_the_first_waits_for_it():
+    looks, allowed = [], anyio.Event()
+
+    async def look(_, provider):
+        looks.append(provider)
+        if len(looks) > 1:
+            await allowed.wait()
+        return False
+
+    provider, funding = Provider((200, STREAM, {})), AutoFunding(cap=1, interval=30.0)
+    async with manager_of(provider, funding=funding) as inference:
+        inference._fund_within = look
+        async with inference.chat_stream(PROVIDER, "x", verify="off"):
+            pass
+        assert looks == [PROVIDER]
+        inference._ctx.clock.advance(31)
+        async with inference.chat_stream(PROVIDER, "x", verify="off") as stream:
+            assert (await anext(stream)).content == "hi"  # answered, while the chain and the provider are still asked
+            assert len(looks) == 2
+            allowed.set()
+        async with inference.chat_stream(PROVIDER, "x") as stream:
+            await stream.answer()
+    assert len(looks) == 2
+
+
+async def test_a_request_that_is_given_up_ends_its_look():
+    async def look(_, __):
+        await anyio.sleep_forever()
+
+    async with manager_of(Provider((200, STREAM, {})), funding=AutoFunding(cap=1, interval=0.0)) as inference:
+        inference._looked_after.add(PROVIDER)
+        inference._fund_within = look
+        with anyio.move_on_after(0.05) as scope:
+            await inference.chat(PROVIDER, "x", verify="off")
+        assert scope.cancelled_caught
+        assert not [t for t in asyncio.all_tasks() if "funds" in t.get_name()]
 
 
 class Changing(Provider):

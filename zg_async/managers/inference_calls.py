@@ -14,6 +14,7 @@ from typing import Final
 import anyio
 import anyio.to_thread
 
+from zg_async.background import Background
 from zg_async.errors import (
     ConfigError,
     HashMismatchError,
@@ -88,11 +89,14 @@ class InferenceCalls(InferenceFunds):
 
     async def _send(self, service: InferenceService, request: Request, stack: AsyncExitStack) -> Answer:
         """Send a request and return its answer, 2xx, whose body is still to be read; all in `stack`."""
+        beside = Background()
+        stack.push_async_callback(beside.aclose)
+        stack.push_async_callback(beside.wait)
         turn = self._turns.setdefault(service.provider, anyio.CapacityLimiter(max(1, self.policy.in_flight)))
         borrower = object()  # a stream may be closed by another task than the one that opened it
         await turn.acquire_on_behalf_of(borrower)
         stack.callback(turn.release_on_behalf_of, borrower)
-        await self._fund_by_policy(service.provider)
+        await self._fund_beside(service.provider, beside)
         renewed = funded = False
         while True:
             token = await self.session_token(service.provider)

@@ -78,6 +78,7 @@ class InferenceFunds(InferenceTokens):
         self._owed: dict[Address, int] = {}
         self._fund_locks: dict[Address, anyio.Lock] = {}
         self._looked: dict[Address, float] = {}
+        self._looked_after: set[Address] = set()
         self._policy_lock = anyio.Lock()
         self._moved = 0
         self._scope: AutoFunding | None = None
@@ -184,6 +185,20 @@ class InferenceFunds(InferenceTokens):
                 receipt = await self._ledger.transfer_fund(address, "inference", funds.needed, key=key)
             self._owed[address] = 0
             return receipt
+
+    async def _fund_beside(self, provider: Address, background: Background) -> None:
+        """Look after a sub-account while a request is under way; only a provider's first requests wait for it."""
+        policy = self._scope or self.policy.funding
+        if policy is None:
+            return
+        if provider not in self._looked_after:
+            await self._fund_by_policy(provider)
+            self._looked_after.add(provider)
+        elif self._ctx.clock.monotonic() - self._looked.get(provider, 0.0) >= policy.interval:
+            background.start(self._look_after(provider), name=f"zg funds at {provider}")
+
+    async def _look_after(self, provider: Address) -> None:
+        await self._fund_by_policy(provider)
 
     async def _fund_by_policy(self, provider: Address, *, refused: bool = False) -> bool:
         """Top a sub-account up if the policy allows it and a look is due; returns whether money moved.
