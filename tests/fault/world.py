@@ -21,6 +21,7 @@ import anyio.lowlevel
 from tests.clock import FakeClock
 from zg_async.errors import (
     ChainUnavailableError,
+    ConfigError,
     ContractRevertedError,
     DeliverableNotFoundError,
     HashMismatchError,
@@ -124,6 +125,8 @@ class World:
         self.prices = dict.fromkeys(PROVIDERS, 10**9)
         self.gone: set[str] = set()
         self.signers = dict.fromkeys(PROVIDERS, SIGNER)
+        self.urls = dict.fromkeys(PROVIDERS, "https://p.example")
+        self.model_hash: str | None = "0xmodel"
         self.fail_at: TaskProgress | None = None
         self.stuck_at: TaskProgress | None = None
         self.most_accounts = 50
@@ -155,7 +158,7 @@ class World:
         return tuple(
             FineTuningService(
                 provider=provider,
-                url="https://p.example",
+                url=self.urls[provider],
                 quota=quota,
                 price_per_token=price,
                 occupied=False,
@@ -458,7 +461,9 @@ class FineTuning:
         raise ServiceNotFoundError("not registered")
 
     async def resolve_model(self, provider: str, name: str) -> Model:
-        return Model(name=name, hash="0xmodel")
+        if self.world.model_hash is None:
+            raise ConfigError(f"unknown model {name}")
+        return Model(name=name, hash=self.world.model_hash)
 
     async def check_dataset(self, path: str) -> object:
         return await check_dataset(path)

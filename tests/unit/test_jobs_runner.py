@@ -461,6 +461,67 @@ async def test_changed_terms_stop_the_job_and_are_shown(world, runner):
         world.check(await handle.result(), transactions=TRANSACTIONS)
 
 
+def _price(world):
+    world.prices[PROVIDERS[0]] = 7
+
+
+def _url(world):
+    world.urls[PROVIDERS[0]] = "https://other.example"
+
+
+def _signer(world):
+    world.signers[PROVIDERS[0]] = "0x" + "99" * 20
+
+
+def _model(world):
+    world.model_hash = "0xother"
+
+
+def _nothing(world):
+    del world.prices[PROVIDERS[0]]
+
+
+@pytest.mark.goal("HRD-07", part="a change before create or before acknowledge stops with the difference")
+@pytest.mark.parametrize("point", ["after upload", "after download"])
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (_price, r"price per token \(neuron\): 1000000000 -> 7"),
+        (_url, r"URL: https://p\.example -> https://other\.example"),
+        (_signer, f"TEE signer: {SIGNER} -> 0x9999"),
+        (_model, "model: 0xmodel -> 0xother"),
+        (_nothing, "is not registered any more"),
+    ],
+)
+async def test_what_the_provider_changes_stops_the_job_before_the_next_step_that_binds(
+    world, runner, point, change, told
+):
+    def fail(process, _, name):
+        if name == point:
+            change(world)
+
+    async with runner(fail) as run:
+        handle = await run.submit(world.spec(provider=PROVIDERS[0]))
+        with pytest.raises(JobFailedError, match=told) as caught:
+            await handle.result()
+        assert caught.value.error_code == "verification"
+        assert world.posts == (point == "after download")
+        assert not any(d.acknowledged for d in world.deliverables.values())
+        if change is not _nothing:
+            await run.resume(handle.id, accept_changes=True)
+            assert (await handle.result()).fee
+
+
+async def test_a_model_that_is_gone_is_a_change_too(world, runner):
+    def fail(process, _, name):
+        if name == "after upload":
+            world.model_hash = None
+
+    async with runner(fail) as run:
+        with pytest.raises(JobFailedError, match="model: 0xmodel -> none"):
+            await run.run_job(world.spec(provider=PROVIDERS[0]))
+
+
 # ---- things go wrong
 
 

@@ -134,7 +134,7 @@ async def acknowledge_deliverable(work: Work) -> AsyncGenerator[Event, None]:
         yield reminder
     may_stop = not _is_last_call(work, now) and not await work.sent(*keys)
     if may_stop:
-        await check_terms(work)
+        await check_terms(work, may_be_away=True)
     model = work.state.model
     if model is not None and not await anyio.Path(model.path).exists():
         model = await _download(work)

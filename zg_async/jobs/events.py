@@ -82,6 +82,8 @@ class ProviderChosen(_Fact):
     signer: Address
     reasons: tuple[str, ...] = ()
     """Why this one, and why not others, when the user named none."""
+    model_hash: str = ""
+    """Of the base model; empty when the task was made by somebody else."""
     kind: Literal["provider_chosen"] = "provider_chosen"
 
 

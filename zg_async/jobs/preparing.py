@@ -24,6 +24,7 @@ from zg_async.jobs.events import (
     JobQueued,
     Paid,
     ProviderAcknowledged,
+    ProviderChosen,
     ProviderFunded,
 )
 from zg_async.jobs.spec import JobSpec
@@ -58,14 +59,18 @@ async def choose_provider(work: Work) -> AsyncGenerator[Event, None]:
             raise ConfigError(f"{chosen} is no fine-tuning provider", hint="list_service() shows the registered ones")
         (await work.broker.ledger.get_account_room("fine-tuning")).require(Address(chosen))
         await _check_serving(work, services[0])
-        yield terms_of(services[0])
+        yield await _terms(work, services[0])
         return
     if (traced := await _traced(work, services)) is not None:
-        yield terms_of(traced)
+        yield await _terms(work, traced)
         return
     async with aclosing(_best_free(work, services)) as facts:
         async for fact in facts:
             yield fact
+
+
+async def _terms(work: Work, service: FineTuningService) -> ProviderChosen:
+    return terms_of(service, (await work.broker.fine_tuning.resolve_model(service.provider, work.spec.model)).hash)
 
 
 async def _traced(work: Work, services: Sequence[FineTuningService]) -> FineTuningService | None:
@@ -102,7 +107,7 @@ async def _best_free(work: Work, services: Sequence[FineTuningService]) -> Async
         service = next(s for s in services if s.provider == provider)
         try:
             room.require(provider)
-            await work.broker.fine_tuning.resolve_model(provider, work.spec.model)
+            terms = await _terms(work, service)
             await _check_serving(work, service)
             await _require_no_task(work, provider)
         except (ProviderError, ConfigError, LimitError) as error:
@@ -112,7 +117,7 @@ async def _best_free(work: Work, services: Sequence[FineTuningService]) -> Async
             continue
         passed = tuple(f"not {provider}: {reason}" for provider, reason in against.items())
         others = len(scheduler.jobs_at(wallet, provider)) - (not work.is_plan)
-        yield dataclasses.replace(terms_of(service), reasons=(scheduler.reason(service, services, others), *passed))
+        yield dataclasses.replace(terms, reasons=(scheduler.reason(service, services, others), *passed))
         return
 
 

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 from zg_async.errors import (
     ChainError,
+    ConfigError,
     ContractRevertedError,
     JournalError,
+    ProviderError,
     ServiceNotFoundError,
     VerificationError,
 )
@@ -140,33 +142,59 @@ class Stage:
     """Whether a cancellation may stop it half-way; else it waits until the stage has ended."""
 
 
-def terms_of(service: FineTuningService) -> ProviderChosen:
+def terms_of(service: FineTuningService, model_hash: str) -> ProviderChosen:
     """Return a provider's present terms."""
     return ProviderChosen(
         provider=service.provider,
         url=service.url,
         price_per_token=service.price_per_token,
         signer=service.tee_signer_address,
+        model_hash=model_hash,
     )
 
 
-async def check_terms(work: Work) -> None:
-    """Raise if the provider is not the one it was when it was chosen."""
+async def check_terms(work: Work, *, may_be_away: bool = False) -> None:
+    """Raise if the provider is not the one it was when it was chosen.
+
+    Args:
+        work: The job.
+        may_be_away: Don't ask for a model of the provider's own when it doesn't answer.
+    """
     before = known(work.state.terms)
     try:
-        now = terms_of(await work.broker.fine_tuning.get_service(before.provider))
+        service = await work.broker.fine_tuning.get_service(before.provider)
+        now = terms_of(service, await _model_hash(work, before, may_be_away=may_be_away))
     except ServiceNotFoundError as error:
         hint = "Submit the job again for another provider, or resume it when this one is back"
         raise ServiceNotFoundError(f"{before.provider} is not registered any more", hint=hint) from error
     changes = [
         f"{what}: {getattr(before, name)} -> {getattr(now, name)}"
-        for name, what in (("url", "URL"), ("price_per_token", "price per token (neuron)"), ("signer", "TEE signer"))
+        for name, what in _TERMS
         if getattr(before, name) != getattr(now, name)
     ]
     if changes:
         raise VerificationError(f"{before.provider} changed its terms; {'; '.join(changes)}", hint=_ACCEPT)
 
 
+async def _model_hash(work: Work, before: ProviderChosen, *, may_be_away: bool) -> str:
+    if not before.model_hash:
+        return ""
+    try:
+        return (await work.broker.fine_tuning.resolve_model(before.provider, work.spec.model)).hash
+    except ConfigError:
+        return "none"
+    except ProviderError:
+        if not may_be_away:
+            raise
+        return before.model_hash
+
+
+_TERMS: Final = (
+    ("url", "URL"),
+    ("price_per_token", "price per token (neuron)"),
+    ("signer", "TEE signer"),
+    ("model_hash", "model"),
+)
 _ACCEPT: Final = "JobRunner.resume(job_id, accept_changes=True) goes on with the new terms"
 
 
