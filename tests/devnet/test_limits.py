@@ -176,3 +176,17 @@ async def test_on_mainnet_a_job_without_any_cap_is_refused(limited, spec, monkey
 def test_a_limit_is_an_amount_and_nothing_else(tmp_path):
     with pytest.raises(ConfigError, match=r"SpendLimits\.per_day"):
         create_broker("11" * 32, "local", state_dir=tmp_path, limits=SpendLimits(per_day=0.5))
+
+
+@pytest.mark.goal("HRD-07", part="the rest is asked back at the end where the job says so")
+async def test_a_job_leaves_nothing_spendable_at_the_provider(limited, spec):
+    async with limited() as broker, JobRunner(broker) as runner:
+        planned = await runner.plan(spec("rest", return_rest=True))
+        handle = await runner.submit(spec("rest", return_rest=True))
+        result = await handle.result()
+        left = await broker.fine_tuning.get_account(result.provider)
+        funded = [event.amount async for event in handle.events() if event.kind == "provider_funded"]
+    assert left.balance == left.pending_refund == OG - result.fee
+    assert max(funded) <= planned.estimate.fee_high * 11 // 10
+    assert planned.transactions[-1].name == "retrieve_fund"
+    assert result.gas <= planned.gas_cost

@@ -6,12 +6,13 @@ outward call and every commit there is a numbered point at which the process may
 
 import dataclasses
 import datetime as dt
+import functools
 import hashlib
 import itertools
 import json
 import types
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -140,6 +141,7 @@ class World:
         self.guarded = False
         self.revoked = False
         self.balance = 10**18
+        self.refunds: dict[tuple[str, str], int] = {}
         (folder / "train.jsonl").write_text('{"instruction": "Say hello", "input": "", "output": "hello"}\n' * 3)
 
     def spec(self, **changes: object) -> JobSpec:
@@ -426,6 +428,15 @@ class Ledger:
         while step := await self.process.call("rpc read", lambda: self._step((provider, service_type), amount)):
             receipts.append(await self.chain.write(*step, key=f"{key}/{len(receipts) + 1}"))
         return tuple(receipts)
+
+    async def retrieve_fund(self, service_type: str, providers: Sequence[str], *, key: str) -> tuple[Receipt, ...]:
+        (provider,) = providers
+        assert not any(t.provider == provider and not t.is_terminal for t in self.world.tasks)
+        left = self.world.accounts.get((provider, service_type), 0)
+        if not left or self.world.refunds.get((provider, service_type)) == left:
+            return tuple(r for r in [await self.chain.recall(f"{key}/1", wallet=WALLET)] if r)
+        effect = functools.partial(self.world.refunds.__setitem__, (provider, service_type), left)
+        return (await self.chain.write("retrieve_fund", effect, key=f"{key}/1"),)
 
     def _step(self, account: tuple[str, str], amount: int) -> tuple[str, Callable[[], None]] | None:
         missing = amount - self.world.accounts.get(account, 0)

@@ -52,6 +52,7 @@ ALL: tuple[e.Event, ...] = (
     e.DeliverableAcknowledged(transactions=(e.Paid(tx_hash="0x" + "44" * 32, gas=5),)),
     e.ModelDecrypted(path="/out/adapter", files=("adapter_config.json",), fee=10**16),
     e.AdapterDeployed(adapter_name="ft-x", state="active"),
+    e.RestAskedBack(),
     e.JobReconciled(),
     e.CancelRequested(),
     e.CancelRequested(limit="max_queue_seconds", reason="it waited"),

@@ -504,12 +504,40 @@ async def test_what_the_provider_changes_stops_the_job_before_the_next_step_that
         handle = await run.submit(world.spec(provider=PROVIDERS[0]))
         with pytest.raises(JobFailedError, match=told) as caught:
             await handle.result()
-        assert caught.value.error_code == "verification"
+        assert caught.value.error_code == ("service_not_found" if change is _nothing else "verification")
         assert world.posts == (point == "after download")
         assert not any(d.acknowledged for d in world.deliverables.values())
         if change is not _nothing:
             await run.resume(handle.id, accept_changes=True)
             assert (await handle.result()).fee
+
+
+@pytest.mark.goal("HRD-07", part="the sub-account gets what the estimate says")
+@pytest.mark.parametrize("price", [10**9, 10**16])
+async def test_the_sub_account_gets_no_more_than_the_estimate_says_and_the_rest_is_asked_back(world, runner, price):
+    world.prices = dict.fromkeys(PROVIDERS, price)
+    account, moved = (PROVIDERS[0], "fine-tuning"), []
+    async with runner() as run:
+        handle = await run.submit(world.spec(provider=PROVIDERS[0], return_rest=True))
+        async for event in handle.events():
+            if event.kind == "cost_estimated":
+                most = event.fee_high * 11 // 10
+            moved.append(world.accounts.get(account, 0))
+        await handle.result()
+    assert 0 < max(moved) <= most
+    assert world.refunds == {account: world.accounts[account]}
+    assert [row.name for row in world.outbox.values()].count("retrieve_fund") == 1
+
+
+async def test_money_that_cant_be_asked_back_is_a_warning(world, runner):
+    def full(process, _, name):
+        if name == "before outbox disk" and world.adapters:
+            raise LimitError("five open refunds")
+
+    async with runner(full) as run:
+        handle = await run.submit(world.spec(provider=PROVIDERS[0], return_rest=True))
+        await handle.result()
+        assert [e.code for e in await collect(handle) if e.kind == "job_warned"] == ["rest_stays"]
 
 
 async def test_a_model_that_is_gone_is_a_change_too(world, runner):

@@ -24,6 +24,7 @@ Model = Annotated[str, Parameter(name="--model")]
 Out = Annotated[Path, Parameter(name="--out")]
 Provider = Annotated[str | None, Parameter(name="--provider")]
 Deploy = Annotated[bool, Parameter(name="--deploy", negative=())]
+ReturnRest = Annotated[bool, Parameter(name="--return-rest", negative=())]
 Amounts = Annotated[str | None, Parameter(name="--max-spend")]
 Budget = Annotated[str | None, Parameter(name="--budget")]
 Tokenizer = Annotated[Path | None, Parameter(name="--tokenizer")]
@@ -37,6 +38,7 @@ async def run(
     out: Out = Path("out"),
     provider: Provider = None,
     deploy: Deploy = False,
+    return_rest: ReturnRest = False,
     budget: Budget = None,
     max_spend: Amounts = None,
     tokenizer: Tokenizer = None,
@@ -52,6 +54,7 @@ async def run(
         out: Where the adapter goes.
         provider: The provider's address; without it, the best free one.
         deploy: Deploy the adapter for chatting afterwards.
+        return_rest: Ask what is left at the provider back at the end.
         budget: What to have ready at the provider, in 0G.
         max_spend: Most that may be gone, fee and gas, in 0G.
         tokenizer: The model's tokenizer.json, to know the fee before.
@@ -62,7 +65,7 @@ async def run(
     from zg_async.jobs.runner import JobRunner
 
     began = time.monotonic()
-    spec = _spec(model, dataset, params, out, provider, deploy, budget, max_spend, tokenizer, key)
+    spec = _spec(model, dataset, params, out, provider, deploy, return_rest, budget, max_spend, tokenizer, key)
     screen: Screen = JsonLines() if where.as_json else JobView()
     async with open_broker(where) as broker, JobRunner(broker) as runner:
         with screen:
@@ -83,6 +86,7 @@ async def plan(
     out: Out = Path("out"),
     provider: Provider = None,
     deploy: Deploy = False,
+    return_rest: ReturnRest = False,
     budget: Budget = None,
     max_spend: Amounts = None,
     tokenizer: Tokenizer = None,
@@ -97,6 +101,7 @@ async def plan(
         out: Where the adapter would go.
         provider: The provider's address; without it, the best free one.
         deploy: Whether the adapter would be deployed.
+        return_rest: Whether what is left at the provider would be asked back.
         budget: What to have ready at the provider, in 0G.
         max_spend: Most that may be gone, fee and gas, in 0G.
         tokenizer: The model's tokenizer.json, to know the fee exactly.
@@ -104,7 +109,7 @@ async def plan(
     """
     from zg_async.jobs.runner import JobRunner
 
-    spec = _spec(model, dataset, params, out, provider, deploy, budget, max_spend, tokenizer, None)
+    spec = _spec(model, dataset, params, out, provider, deploy, return_rest, budget, max_spend, tokenizer, None)
     async with open_broker(where) as broker, JobRunner(broker) as runner:
         planned = await runner.plan(spec)
     emit(where, "plan", planned.to_json(), lambda: _plan_text(planned))
@@ -180,6 +185,7 @@ def _spec(
     out: Path,
     provider: str | None,
     deploy: bool,
+    return_rest: bool,
     budget: str | None,
     max_spend: str | None,
     tokenizer: Path | None,
@@ -194,6 +200,7 @@ def _spec(
         output_dir=out,
         provider=provider,
         deploy=deploy,
+        return_rest=return_rest,
         budget=budget,
         max_spend=max_spend,
         tokenizer=tokenizer,

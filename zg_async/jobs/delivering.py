@@ -16,6 +16,7 @@ from zg_async import __version__
 from zg_async.errors import (
     ConfigError,
     HashMismatchError,
+    JournalError,
     KeyNotReleasedError,
     LostKeyError,
     ProviderError,
@@ -27,8 +28,10 @@ from zg_async.jobs.events import (
     DeliveryForfeited,
     DeliveryUnverified,
     Event,
+    JobWarned,
     ModelDecrypted,
     ModelDownloaded,
+    RestAskedBack,
 )
 from zg_async.jobs.window import reminders, window_of
 from zg_async.jobs.work import Work, chain_now, check_terms, known
@@ -270,6 +273,18 @@ async def deploy_adapter(work: Work) -> AsyncGenerator[Event, None]:
         work.inference_provider, work.spec.model, work.task_id, wait=True, timeout_seconds=DEPLOY_SECONDS
     )
     yield AdapterDeployed(adapter_name=deployed.adapter_name, state=deployed.state.value)
+
+
+async def return_rest(work: Work) -> AsyncGenerator[Event, None]:
+    """Ask back what is left at the provider. The adapter is there, so nothing about this fails the job for good."""
+    keys = work.keys("return_rest")
+    try:
+        await work.broker.ledger.retrieve_fund("fine-tuning", [work.provider], key=keys[-1])
+    except ZgError as error:
+        if error.retryable or isinstance(error, JournalError):
+            raise
+        yield JobWarned(code="rest_stays", message=error.message, hint=error.hint)  # too many refunds at a time, say
+    yield RestAskedBack(transactions=await work.sent(*(f"{key}/1" for key in keys)))
 
 
 async def clean_up(work: Work) -> None:

@@ -290,6 +290,18 @@ class AdapterDeployed(_Fact):
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class RestAskedBack(_Fact):
+    """What the job left in the fine-tuning sub-account is asked back, as far as no other task of the wallet needs it.
+
+    It is in the ledger after the contract's lock time and one more `retrieve_fund`, or pays for the next job there.
+    """
+
+    transactions: tuple[Paid, ...] = ()
+    """None: there was nothing, or it has to stay."""
+    kind: Literal["rest_asked_back"] = "rest_asked_back"
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class StageRetrying(_Fact):
     """A stage failed in a way that may pass."""
 
@@ -400,6 +412,7 @@ Event = (
     | DeliverableAcknowledged
     | ModelDecrypted
     | AdapterDeployed
+    | RestAskedBack
     | StageRetrying
     | JobReconciled
     | CancelRequested

@@ -9,7 +9,7 @@ from zg_async.jobs.events import CostEstimated
 from zg_async.jobs.preparing import INFERENCE_BUDGET, choose_provider, estimate_cost, needed
 from zg_async.jobs.state import apply
 from zg_async.jobs.work import Work, known
-from zg_async.managers.funding import GAS_ACKNOWLEDGE, GAS_DEPOSIT, GAS_TRANSFER, FundingPlan
+from zg_async.managers.funding import GAS_ACKNOWLEDGE, GAS_DEPOSIT, GAS_RETRIEVE, GAS_TRANSFER, FundingPlan
 from zg_async.units import format_amount
 from zg_async.wire.records import Address
 
@@ -130,7 +130,7 @@ async def make_plan(work: Work) -> JobPlan:
         budget = INFERENCE_BUDGET if spec.inference_budget is None else int(spec.inference_budget)
         where = work.inference_provider
         plans.append(await ledger.plan_funding(where, "inference", budget, after=plans[0], check=False))
-    transactions = _transactions(plans)
+    transactions = _transactions(plans, return_rest=spec.return_rest)
     reserve = max(plan.gas_reserve for plan in plans)
     return JobPlan(
         wallet=work.wallet,
@@ -146,7 +146,7 @@ async def make_plan(work: Work) -> JobPlan:
     )
 
 
-def _transactions(plans: list[FundingPlan]) -> tuple[PlannedTransaction, ...]:
+def _transactions(plans: list[FundingPlan], *, return_rest: bool) -> tuple[PlannedTransaction, ...]:
     steps = [
         PlannedTransaction(
             name=step.name,
@@ -163,6 +163,8 @@ def _transactions(plans: list[FundingPlan]) -> tuple[PlannedTransaction, ...]:
     names = ["acknowledge_deliverable"]
     if not tuning.signer_acknowledged:
         names.insert(0, "acknowledge_provider")
+    if return_rest:
+        names.append("retrieve_fund")
     return (
         *steps,
         *(
@@ -172,7 +174,7 @@ def _transactions(plans: list[FundingPlan]) -> tuple[PlannedTransaction, ...]:
                 service_type="fine-tuning",
                 amount=0,
                 value=0,
-                gas_cost=tuning.gas_price * GAS_ACKNOWLEDGE,
+                gas_cost=tuning.gas_price * (GAS_RETRIEVE if name == "retrieve_fund" else GAS_ACKNOWLEDGE),
             )
             for name in names
         ),

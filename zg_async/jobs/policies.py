@@ -25,6 +25,7 @@ STAGE_NAMES: Final = (
     "acknowledge_deliverable",
     "decrypt_model",
     "deploy_adapter",
+    "return_rest",
 )
 APPROVED: Final = frozenset({"fund", "acknowledge_deliverable", "deploy_adapter"})
 """Stages that an approval hook is asked about."""

@@ -29,7 +29,7 @@ from zg_async.jobs.events import (
 )
 from zg_async.jobs.spec import JobSpec
 from zg_async.jobs.work import Work, known, lost_task, terms_of
-from zg_async.managers.funding import GAS_ACKNOWLEDGE, GAS_DEPOSIT, GAS_TRANSFER
+from zg_async.managers.funding import GAS_ACKNOWLEDGE, GAS_DEPOSIT, GAS_RETRIEVE, GAS_TRANSFER
 from zg_async.showing import Records
 from zg_async.units import NEURON_PER_0G, format_amount
 from zg_async.wire.provider_api import estimate_fee
@@ -214,6 +214,7 @@ async def estimate_cost(work: Work) -> CostEstimated:
     """Say what the task will cost by the provider's rule, exactly or as a range, and the gas of the whole job."""
     dataset, terms = work.state.dataset, known(work.state.terms)
     gas = GAS_DEPOSIT + GAS_TRANSFER * (2 if work.spec.deploy else 1) + 2 * GAS_ACKNOWLEDGE
+    gas += GAS_RETRIEVE if work.spec.return_rest else 0
     gas *= await work.broker.chain.gas_price()
     if dataset is None:
         fee = UNKNOWN_DATASET_BUDGET

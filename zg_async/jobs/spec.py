@@ -54,6 +54,9 @@ class JobSpec:
     trains, so this helps only when they put it back into their queue."""
     inference_budget: Amount | None = None
     """What to have ready in the inference sub-account when deploying; None: 2 0G, which the provider asks for."""
+    return_rest: bool = False
+    """Whether what is left in the fine-tuning sub-account at the end is asked back, so that it holds no more than tasks
+    need. It is locked for a while then; the next job there takes from it first."""
     on_unverified: Literal["acknowledge_unverified", "forfeit"] | None = None
     """When the acknowledgement window is about to close without a right copy. None: acknowledge if none could be
     fetched, which keeps the provider usable, and forfeit if one was fetched and is wrong."""

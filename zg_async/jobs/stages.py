@@ -8,7 +8,13 @@ stage can be entered again at any time, and none remembers anything.
 
 from typing import Final
 
-from zg_async.jobs.delivering import acknowledge_deliverable, decrypt_model, deploy_adapter, download_model
+from zg_async.jobs.delivering import (
+    acknowledge_deliverable,
+    decrypt_model,
+    deploy_adapter,
+    download_model,
+    return_rest,
+)
 from zg_async.jobs.preparing import acknowledge_provider, choose_provider, estimate, fund, upload_dataset
 from zg_async.jobs.state import JobState
 from zg_async.jobs.training import cancel, create_task, train
@@ -58,6 +64,12 @@ STAGES: Final = (
         run=deploy_adapter,
         is_done=lambda s: s.deployed is not None or s.spec is None or not s.spec.deploy,
         needs_turn=False,
+    ),
+    Stage(
+        name="return_rest",
+        run=return_rest,
+        is_done=lambda s: s.rest_asked_back or s.spec is None or not s.spec.return_rest,
+        can_interrupt=False,
     ),
 )
 CANCEL: Final = Stage(

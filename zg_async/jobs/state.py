@@ -35,6 +35,7 @@ from zg_async.jobs.events import (
     ProviderChosen,
     ProviderExcluded,
     ProviderFunded,
+    RestAskedBack,
     StageRetrying,
     TaskAdopted,
     TaskCreated,
@@ -140,6 +141,7 @@ class JobState(Shown):
     deliverable_acknowledged: bool = False
     decrypted: ModelDecrypted | None = None
     deployed: AdapterDeployed | None = None
+    rest_asked_back: bool = False
     paid: tuple[Paid, ...] = ()
     retry: StageRetrying | None = None
     """The last failure, if nothing good happened since."""
@@ -250,6 +252,8 @@ def _apply(state: JobState, event: Event) -> JobState:  # one arm per event
             return change(decrypted=event, fee=event.fee)
         case AdapterDeployed():
             return change(deployed=event)
+        case RestAskedBack():
+            return change(rest_asked_back=True, paid=_add(state.paid, event.transactions))
         case StageRetrying():
             return change(retry=event, generations=_next_generation(state, event))
         case JobReconciled():
