@@ -7,7 +7,8 @@ makes them.
 Differences from a stock py-evm chain, each with its reason:
 - two blocks may have the same timestamp, so that quick blocks don't drive the chain's clock ahead;
 - a signature is checked by recovering the sender once; py-evm does it three times for legacy transactions;
-- calls run with the timestamp of the block to come, so that a simulation sees what the next block will see.
+- calls run with the timestamp of the block to come, so that a simulation sees what the next block will see;
+- accounts and storage are kept flat (`evm_state`), so state roots are names, not Merkle roots.
 """
 
 import sys
@@ -47,6 +48,7 @@ from zg_async.devnet.evm_records import (  # noqa: E402
     intrinsic_gas_of,
     revert_message,
 )
+from zg_async.devnet.evm_state import FlatAccounts, Store  # noqa: E402
 
 # The imports raise the limit to 100,000 (py_ecc), with which a deeply nested JSON text ends the interpreter. A contract
 # calling itself needs about ten Python frames a level and, with 60 million gas, gets some 400 levels deep.
@@ -67,6 +69,7 @@ class _Executor(PragueTransactionExecutor):
 
 class _State(PragueState):
     transaction_executor_class = _Executor
+    account_db_class = FlatAccounts
 
     def set_system_contracts(self) -> None:
         """Do nothing: there are none, and looking for them costs two trie reads a call."""
@@ -110,10 +113,10 @@ class Evm:
         self.gas_limit = gas_limit
         self._context = ChainContext(chain_id)
         self._chaindb = _Db(AtomicDB(MemoryDB()))
+        self._store = Store()
         self._forks = 0
-        state = _Vm.build_state(
-            self._chaindb.db, BlockHeader(difficulty=0, block_number=-1, gas_limit=0), self._context
-        )
+        self.blocks: list[EvmBlock] = []
+        state = self._state(BlockHeader(difficulty=0, block_number=-1, gas_limit=0))
         for address, amount in balances.items():
             state.set_balance(_address(address), amount)
         state.persist()
@@ -125,7 +128,7 @@ class Evm:
             base_fee_per_gas=base_fee,
             extra_data=b"zg devnet",
         )
-        self.blocks: list[EvmBlock] = [_block(header, (), header.state_root)]
+        self.blocks.append(_block(header, (), header.state_root))
 
     @property
     def head(self) -> EvmBlock:
@@ -243,9 +246,10 @@ class Evm:
     # --- state ---
 
     def _state(self, header: BlockHeaderAPI) -> StateAPI:
-        first = max(0, header.block_number - _ANCESTORS)
-        ancestors = [block.hash for block in reversed(self.blocks[first : header.block_number])]
-        return _Vm.build_state(self._chaindb.db, header, self._context, ancestors)  # type: ignore[arg-type]
+        last = max(0, header.block_number)
+        ancestors = [block.hash for block in reversed(self.blocks[max(0, last - _ANCESTORS) : last])]
+        store: Any = self._store  # py-evm hands it on to `FlatAccounts` only
+        return _Vm.build_state(store, header, self._context, ancestors)  # type: ignore[arg-type]
 
     def state_at(self, block: EvmBlock) -> StateAPI:
         """Return py-evm's state after a block; changes to it are lost."""
