@@ -132,6 +132,7 @@ _HOMES = {
     "zg_async.transport.http": ("HttpSettings",),
     "zg_async.transport.limiter": ("ProviderLimits",),
     "zg_async.transport.outbox": ("MemoryOutbox", "Outbox"),
+    "zg_async.transport.raw": ("RawReply", "raw_replies"),
     "zg_async.transport.retry": ("RetryPolicy",),
     "zg_async.transport.request_gate": ("RequestLimits",),
     "zg_async.transport.signer": ("DecryptionKey", "LocalSigner", "Signer"),
@@ -348,6 +349,8 @@ if TYPE_CHECKING:
     from zg_async.transport.limiter import ProviderLimits as ProviderLimits
     from zg_async.transport.outbox import MemoryOutbox as MemoryOutbox
     from zg_async.transport.outbox import Outbox as Outbox
+    from zg_async.transport.raw import RawReply as RawReply
+    from zg_async.transport.raw import raw_replies as raw_replies
     from zg_async.transport.remote_signer import RemoteSigner as RemoteSigner
     from zg_async.transport.request_gate import RequestLimits as RequestLimits
     from zg_async.transport.retry import RetryPolicy as RetryPolicy

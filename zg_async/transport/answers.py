@@ -25,6 +25,7 @@ from zg_async.metrics import Metrics
 from zg_async.text import printable
 from zg_async.transport.egress import AddressRefusedError
 from zg_async.transport.limiter import Slot
+from zg_async.transport.raw import Recording
 from zg_async.wire.provider_api import rejected
 from zg_async.wire.strict_json import BadJsonError, decode_json
 
@@ -87,9 +88,11 @@ class Answer:
         endpoint: str,
         provider: str | None,
         metrics: Metrics | None = None,
+        recording: Recording | None = None,
     ) -> None:
-        """Wrap a response; `metrics` counts the body's bytes."""
+        """Wrap a response; `metrics` counts the body's bytes, `recording` keeps them."""
         self._metrics = metrics or Metrics()
+        self._recording = recording
         self._response = response
         self.status = response.status
         self.headers: Mapping[str, str] = response.headers
@@ -130,6 +133,8 @@ class Answer:
             if not chunk:
                 return
             self._metrics.count("http.bytes_received", len(chunk))
+            if self._recording is not None:
+                self._recording.feed(chunk)
             yield chunk
 
     async def read(self, limit: int, *, cut: bool = False) -> bytes:

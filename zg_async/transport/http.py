@@ -33,6 +33,7 @@ from zg_async.transport.answers import failure_text as failure_text
 from zg_async.transport.answers import translated as translated
 from zg_async.transport.egress import Egress, JudgingResolver
 from zg_async.transport.limiter import Limiter, ProviderLimits, Slot
+from zg_async.transport.raw import recording
 from zg_async.transport.request_gate import RequestGate, RequestLimits
 from zg_async.transport.retry import ONCE, RetryBudget, RetryPolicy, retry
 from zg_async.transport.server_clock import ServerClocks
@@ -230,7 +231,8 @@ class Http:
                 raise failure or ProviderUnavailableError(
                     f"{endpoint}: no answer", provider=provider, endpoint=endpoint
                 )
-            answer = Answer(response, endpoint=endpoint, provider=provider, metrics=self.metrics)
+            heard = recording()
+            answer = Answer(response, endpoint=endpoint, provider=provider, metrics=self.metrics, recording=heard)
             self.metrics.observe("http.seconds", self.clock.monotonic() - started)
             traced.set_attribute("zg.status", answer.status)
             self.server_clocks.saw(f"{target.raw_host}:{target.port}", answer.headers.get("Date"), sent_at)
@@ -240,6 +242,8 @@ class Http:
             try:
                 yield answer
             finally:
+                if heard is not None:
+                    heard.end(answer)
                 response.release()  # keeps the connection only if the body was read to its end
                 with anyio.CancelScope(shield=True):
                     await response.wait_for_close()  # an upload cut short has a writer to end
