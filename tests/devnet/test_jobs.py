@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import sqlite3
 import sys
 
@@ -15,9 +16,12 @@ from zg_async import (
     JobSpec,
     LedgerNotFoundError,
     SqliteStore,
+    __version__,
     create_broker,
 )
 from zg_async.transport.signer import LocalSigner
+from zg_async.wire.adapter_files import read_adapter
+from zg_async.wire.hashing import keccak256
 
 pytestmark = pytest.mark.slow
 
@@ -44,6 +48,35 @@ async def test_one_call_goes_from_coins_alone_to_an_adapter_that_answers(broker,
     assert answer.model == result.adapter_name
     [account] = (await broker.fine_tuning.get_account(result.provider)).deliverables
     assert (account.id, account.acknowledged, account.settled) == (result.task_id, True, True)
+
+
+@pytest.mark.goal("DEL-08", part="a valid adapter, and a manifest that says whose it is")
+async def test_an_adapter_is_valid_and_its_manifest_says_where_it_comes_from(broker, dataset, tmp_path):
+    spec = JobSpec(model=MODEL, dataset=dataset, training_params=PARAMS, output_dir=tmp_path / "out")
+    async with JobRunner(broker) as runner:
+        result = await runner.run_job(spec)
+    folder = tmp_path / "out" / "adapter"
+    config, weights = folder / "adapter_config.json", folder / "adapter_model.safetensors"
+    adapter = read_adapter(config.read_bytes(), weights.read_bytes(), weights.stat().st_size)
+    assert adapter.rank > 0
+    assert adapter.targets
+    [delivery] = (await broker.fine_tuning.get_account(result.provider)).deliverables
+    manifest = json.loads((folder / "zg_job.json").read_text())
+    assert manifest == {
+        "job_id": result.job_id,
+        "task_id": delivery.id,
+        "provider": result.provider,
+        "wallet": broker.address,
+        "model": MODEL,
+        "dataset_hash": "0x" + keccak256(dataset.read_bytes()).hex(),
+        "model_root_hash": "0x" + delivery.model_root_hash.hex(),
+        "transactions": list(result.transactions),
+        "chain_id": broker.chain.chain_id,
+        "versions": {"zg_async": __version__, "python": platform.python_version()},
+        "problem": None,
+    }
+    for tx_hash in manifest["transactions"]:
+        assert (await broker.chain.wait_receipt(tx_hash)).status == 1
 
 
 ATTACH = """

@@ -35,7 +35,6 @@ async def kinds(handle):
 
 
 @pytest.mark.goal("RUN-07", part="previous deliverable unacknowledged, low balance, signer not acknowledged")
-@pytest.mark.goal("DEL-08", part="manifest, and a sound adapter from the trainer")
 @pytest.mark.goal("DUR-06", part="a delivery that the runner didn't start")
 async def test_a_delivery_left_lying_by_somebody_else_is_finished_first_and_the_job_goes_on(
     broker, provider, dataset, task, tmp_path

@@ -70,7 +70,15 @@ PARAMS = {
 }
 FEE = 10**16
 GAS = 21_000
-WEIGHTS = b"weights of the adapter"
+CONFIG = '{"peft_type": "LORA", "r": 2, "base_model_name_or_path": "Qwen2.5-0.5B-Instruct"}'
+_SHAPES = {"lora_A": [2, 4], "lora_B": [4, 2]}
+_HEADER = json.dumps(
+    {
+        f"m.0.q_proj.{name}.weight": {"dtype": "F32", "shape": shape, "data_offsets": [32 * n, 32 * n + 32]}
+        for n, (name, shape) in enumerate(_SHAPES.items())
+    }
+).encode()
+WEIGHTS = len(_HEADER).to_bytes(8, "little") + _HEADER + bytes(range(64))
 AT = dt.datetime(2027, 1, 15, 8, tzinfo=dt.UTC)
 WINDOW = dt.timedelta(hours=3)
 STEPS = (
@@ -136,6 +144,7 @@ class World:
         self.settles = True
         self.reverts: list[str] = []
         self.encrypted = b"encrypted " * 50 + WEIGHTS
+        self.config = CONFIG
         self.account_nonce = 0
         self.delivered_at = AT
         self.guarded = False
@@ -622,7 +631,7 @@ class FineTuning:
 
     async def unpack_model(self, archive: Path, folder: Path) -> tuple[str, ...]:
         folder.mkdir()
-        (folder / "adapter_config.json").write_text("{}")
+        (folder / "adapter_config.json").write_text(self.world.config)
         self.process.point("half-way through unpacking disk")
         (folder / "adapter_model.safetensors").write_bytes(archive.read_bytes())
         self.process.point("after unpack disk")

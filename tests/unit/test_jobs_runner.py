@@ -5,6 +5,7 @@ import logging
 import sqlite3
 import threading
 from collections import Counter
+from pathlib import Path
 
 import anyio
 import pytest
@@ -64,6 +65,23 @@ async def test_run_job_goes_from_coins_to_a_deployed_adapter(world, runner):
         result = await run.run_job(world.spec())
     world.check(result, transactions=TRANSACTIONS)
     assert result.adapter_name == "ft-00000000-000"
+
+
+@pytest.mark.goal("DEL-08", part="an adapter that may not load is told, and kept")
+@pytest.mark.parametrize(("broken", "problem"), [("config", "no LoRA adapter"), ("weights", "no safetensors file")])
+async def test_a_delivered_adapter_that_may_not_load_is_kept_and_told(world, runner, broken, problem):
+    if broken == "config":
+        world.config = "{}"
+    else:
+        world.encrypted = b"encrypted " * 50 + b"no weights"
+    async with runner() as run:
+        job = await run.submit(world.spec(deploy=False))
+        result = await job.result()
+        warnings = [event for event in await collect(job) if isinstance(event, e.JobWarned)]
+    assert [warning.code for warning in warnings] == ["adapter"]
+    assert problem in warnings[0].message
+    manifest = json.loads((Path(result.adapter_path) / "zg_job.json").read_text())
+    assert problem in manifest["problem"]
 
 
 async def test_the_events_tell_the_whole_story_in_order(world, runner):

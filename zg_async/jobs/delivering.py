@@ -5,7 +5,7 @@ import json
 import os
 import platform
 import shutil
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -35,15 +35,12 @@ from zg_async.jobs.events import (
 )
 from zg_async.jobs.window import reminders, window_of
 from zg_async.jobs.work import Work, chain_now, check_terms, known
-from zg_async.logs import get_logger
 from zg_async.managers.adapter_files import describe_adapter
 from zg_async.managers.deliverables import lost_key
 from zg_async.managers.task_changes import TaskSettled
 from zg_async.wire.records import (
     DownloadedModel,
 )
-
-_log = get_logger("zg_async.jobs")
 
 DEPLOY_SECONDS: Final = 600
 KEY_WAIT_SECONDS: Final = 6 * 3600.0
@@ -171,6 +168,9 @@ async def decrypt_model(work: Work) -> AsyncGenerator[Event, None]:
             model = await _download(work)
             yield model
         files = await _unpack(work, model.path)
+    if "adapter" not in work.state.warned and (problem := await anyio.to_thread.run_sync(_problem_of, target)):
+        hint = "It is what was trained and paid, so it is kept; ask the provider, or submit the job elsewhere"
+        yield JobWarned(code="adapter", message=f"the adapter may not load: {problem}", hint=hint)
     yield ModelDecrypted(path=str(target), files=files, fee=await _told_fee(work) if fee is None else fee)
 
 
@@ -210,16 +210,15 @@ async def _unpack(work: Work, encrypted: str) -> tuple[str, ...]:
         work.provider, work.task_id, encrypted, archive, expected_signer=known(work.state.terms).signer
     )
     await tuning.unpack_model(archive, unpacked)
-    manifest = _manifest(work) | {"problem": await _problem(work, unpacked)}
+    manifest = _manifest(work) | {"problem": await _problem(unpacked)}
     return await anyio.to_thread.run_sync(_put_in_place, unpacked, work.spec.adapter_dir, manifest)
 
 
-async def _problem(work: Work, folder: Path) -> str | None:
+async def _problem(folder: Path) -> str | None:
     """Say why an adapter may not load. It is paid, and right by its hash: kept in any case."""
     try:
         await describe_adapter(folder)
     except ConfigError as error:
-        _log.warning("the adapter of job %s may not load: %s", work.state.job_id, error)
         return error.message
     return None
 
@@ -257,14 +256,24 @@ def _put_in_place(unpacked: Path, target: Path, manifest: dict[str, object]) -> 
 
 def _files_of(folder: Path, job_id: str) -> tuple[str, ...] | None:
     """Return the adapter's files if this job put it there."""
-    try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    if not isinstance(manifest, dict) or manifest.get("job_id") != job_id:
+    if _read_manifest(folder).get("job_id") != job_id:
         return None
     names = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     return tuple(sorted(name for name in names if name != MANIFEST))
+
+
+def _problem_of(folder: Path) -> str | None:
+    """Return what was found wrong with an adapter when it was put in place."""
+    problem = _read_manifest(folder).get("problem")
+    return problem if isinstance(problem, str) else None
+
+
+def _read_manifest(folder: Path) -> Mapping[str, object]:
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return manifest if isinstance(manifest, dict) else {}
 
 
 async def deploy_adapter(work: Work) -> AsyncGenerator[Event, None]:
