@@ -218,7 +218,7 @@ def test_models_are_read():
 
 
 def test_queue_length_is_a_decimal_number():
-    assert api.parse_pending(b"3\n", PROVIDER) == 3
+    assert api.parse_pending(b"3\n", PROVIDER) == api.parse_pending(b"\x1d3", PROVIDER) == 3
     for bad in (b"", b"-1", b"3.5", b"\xff", "٣".encode(), b"9" * 50):
         with pytest.raises(ProviderReplyError):
             api.parse_pending(bad, PROVIDER)

@@ -285,7 +285,7 @@ async def _streamed(request: web.Request, rows: AsyncGenerator[dict[str, Any], N
 
 def _page(rows: list[dict[str, Any]], query: Mapping[str, str]) -> dict[str, Any]:
     after, text = query.get("after"), query.get("limit", "20")
-    limit = min(max(int(text), 1), _MOST) if text.isascii() and text.isdigit() else 20
+    limit = min(max(int(text), 1), _MOST) if text.isascii() and text.isdigit() and len(text) < 9 else 20
     start = next((i + 1 for i, row in enumerate(rows) if row["id"] == after), 0) if after else 0
     return {"object": "list", "data": rows[start : start + limit], "has_more": len(rows) > start + limit}
 

@@ -332,8 +332,8 @@ def parse_pending(value: bytes | str, provider: Address) -> int:
     Raises:
         ProviderReplyError: It is no number.
     """
-    text = value.decode("utf-8", "replace") if isinstance(value, bytes) else value
-    if not re.fullmatch(r"[0-9]{1,9}", text.strip()):
+    text = (value.decode("utf-8", "replace") if isinstance(value, bytes) else value).strip()
+    if not re.fullmatch(r"[0-9]{1,9}", text):
         raise ProviderReplyError(f"the provider's queue length is no number: {printable(text)}", provider=provider)
     return int(text)
 
