@@ -79,7 +79,7 @@ _HOMES = {
     "zg_async.jobs.policies": ("Approval", "StagePolicy"),
     "zg_async.jobs.plan": ("JobPlan", "PlannedTransaction", "PlannedUpload"),
     "zg_async.jobs.runner": ("JobHandle", "JobRunner"),
-    "zg_async.jobs.spec": ("JobSpec",),
+    "zg_async.jobs.spec": ("JobSpec", "read_spec"),
     "zg_async.jobs.sqlite": ("SqliteStore",),
     "zg_async.jobs.state": ("JobResult",),
     "zg_async.jobs.store": ("MemoryStore", "Store"),
@@ -265,6 +265,7 @@ if TYPE_CHECKING:
     from zg_async.jobs.runner import JobHandle as JobHandle
     from zg_async.jobs.runner import JobRunner as JobRunner
     from zg_async.jobs.spec import JobSpec as JobSpec
+    from zg_async.jobs.spec import read_spec as read_spec
     from zg_async.jobs.sqlite import SqliteStore as SqliteStore
     from zg_async.jobs.state import JobResult as JobResult
     from zg_async.jobs.store import MemoryStore as MemoryStore

@@ -24,6 +24,7 @@ class Zg:
             "NETWORK": "local",
             "ZG_PRIVATE_KEY": key,
             "ZG_STATE_DIR": str(state),
+            "ZG_PROVIDER_RATE": "unlimited",  # as the devnet's providers
         }
         for name, value in self.environment.items():
             monkeypatch.setenv(name, value)

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tests.warm_zg import started
 from zg_async import Broker, HttpSettings, PollPolicy, ProviderLimits, create_broker
 from zg_async.devnet.fixtures import zg_devnet, zg_devnet_options
 from zg_async.devnet.process import DevnetProcess
@@ -33,6 +34,13 @@ def devnet(zg_devnet: DevnetProcess) -> Iterator[DevnetProcess]:
             waiting = int(reply.read())
         if waiting:
             zg_devnet.control("restart", provider=number)
+
+
+@pytest.fixture(scope="session")
+def warm_zg() -> Iterator[str]:
+    """Words of a shell that run `zg` without its start."""
+    with started() as words:
+        yield words
 
 
 @pytest.fixture

@@ -61,6 +61,7 @@ async def test_jobs_are_listed_by_label_shown_followed_and_forgotten(
 
 
 @pytest.mark.goal("RUN-09", part="zg doctor")
+@pytest.mark.goal("CLI-09", part="zg doctor")
 async def test_the_doctor_names_the_state_and_takes_the_steps_only_when_asked(provider, where, capsys):
     assert await cli.doctor(provider, where=where) == 1
     (found,) = printed(capsys)

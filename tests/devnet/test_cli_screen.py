@@ -180,13 +180,15 @@ def test_waiting_too_long_and_ctrl_c_leave_the_task_running(zg, devnet, provider
 
 
 @pytest.mark.goal("CLI-04", part="a job is left and come back to")
+@pytest.mark.goal("CLI-08", part="resumed by id, with a manifest")
 def test_ctrl_c_leaves_a_job_whose_task_goes_on_and_attach_brings_it_to_its_end(
     zg, devnet, provider, dataset, tmp_path
 ):
     (tmp_path / "params.json").write_text(json.dumps(PARAMS))
     devnet.control("settings", provider=0, train_seconds=4.0)
-    words = ["run", "--model", MODEL, "--dataset", dataset, "--params", tmp_path / "params.json"]
-    command = [*COMMAND, *words, "--provider", provider, "--out", tmp_path / "out", "--json"]
+    spec = {"model": MODEL, "dataset": dataset.name, "training_params": "params.json", "provider": provider}
+    (tmp_path / "job.json").write_text(json.dumps(spec))
+    command = [*COMMAND, "run", tmp_path / "job.json", "--json"]
     try:
         with subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, **zg.environment}
@@ -203,3 +205,6 @@ def test_ctrl_c_leaves_a_job_whose_task_goes_on_and_attach_brings_it_to_its_end(
     events = [json.loads(line) for line in zg.ok("jobs", "attach", job, "--json").splitlines()]
     assert [e["task_id"] for e in events if e["kind"] == "task_created"] == [event["task_id"]]
     assert (events[-1]["kind"], {e["version"] for e in events}) == ("job_succeeded", {1})
+    manifest = json.loads((tmp_path / "out" / "adapter" / "zg_job.json").read_text())
+    assert (manifest["job_id"], manifest["task_id"]) == (job, event["task_id"])
+    assert set(events[-1]["transactions"]) >= set(manifest["transactions"]) != set()

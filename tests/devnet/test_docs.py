@@ -1,6 +1,6 @@
 """Every code block of the documentation runs, page by page, against a devnet.
 
-A page's blocks run in order: Python in one namespace with top-level `await`, shell in bash with `zg` as installed.
+A page's blocks run in order: Python in one namespace with top-level `await`, shell in bash.
 Names the reader fills in are given: `key`, `provider`, `model`, `task` in Python, `$PROVIDER` and so on in shell.
 """
 
@@ -47,7 +47,7 @@ def blocks(page: Path) -> list[tuple[str, str]]:
 class Reader:
     """Somebody who has followed a page so far."""
 
-    def __init__(self, devnet, folder: Path, monkeypatch) -> None:
+    def __init__(self, devnet, folder: Path, monkeypatch, zg_words: str) -> None:
         self.folder, self.devnet = folder, devnet
         key = new_key(devnet)
         self.names = {
@@ -60,7 +60,7 @@ class Reader:
         }
         (folder / "bin").mkdir()
         zg = folder / "bin" / "zg"
-        zg.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m zg_async.cli.main "$@"\n')
+        zg.write_text(f'#!/bin/sh\nexec {zg_words} "$@"\n')
         zg.chmod(0o755)
         (folder / "train.jsonl").write_text(DATASET)
         (folder / "params.json").write_text(json.dumps(PARAMS))
@@ -70,6 +70,7 @@ class Reader:
             "NETWORK": "local",
             "ZG_RPC_ENDPOINT": devnet.rpc_url,
             "ZG_STATE_DIR": str(folder / "state"),
+            "ZG_PROVIDER_RATE": "unlimited",  # as this devnet's providers
             "ZG_CONFIG": str(folder / "config" / "config.json"),
             "PROVIDER": self.names["provider"],
             "MODEL": MODEL,
@@ -110,8 +111,8 @@ class Reader:
 
 
 @pytest.fixture
-def reader(devnet, tmp_path, monkeypatch):
-    return Reader(devnet, tmp_path, monkeypatch)
+def reader(devnet, tmp_path, monkeypatch, warm_zg):
+    return Reader(devnet, tmp_path, monkeypatch, warm_zg)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

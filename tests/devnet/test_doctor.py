@@ -31,6 +31,7 @@ async def settled_with_penalty(devnet, broker, provider, task):
 
 
 @pytest.mark.goal("RUN-09")
+@pytest.mark.goal("CLI-09", part="every state and the way out, dry run first")
 async def test_every_state_on_the_way_is_named_and_the_penalty_lock_is_opened_dry_first(
     devnet, broker, provider, tmp_path
 ):

@@ -175,8 +175,8 @@ def test_every_section_has_its_failure():
 
 
 @pytest.mark.parametrize("title", STAGES)
-async def test_the_commands_of_a_page_get_out_of_its_failure(title, devnet, tmp_path, monkeypatch):
-    reader = Reader(devnet, tmp_path, monkeypatch)
+async def test_the_commands_of_a_page_get_out_of_its_failure(title, devnet, tmp_path, monkeypatch, warm_zg):
+    reader = Reader(devnet, tmp_path, monkeypatch, warm_zg)
     stage = Stage(devnet, reader)
     with anyio.fail_after(200):
         async with STAGES[title](stage):

@@ -20,6 +20,7 @@ def reference():
     return module
 
 
+@pytest.mark.goal("CLI-12", part="help and documents from one source")
 def test_the_reference_is_what_the_code_says(reference):
     made = reference.page()
     if reference.PAGE.read_text(encoding="utf-8") != made:

@@ -133,6 +133,7 @@ def test_every_error_ends_with_a_documented_code():
 
 
 @pytest.mark.goal("CLI-13", part="real ends")
+@pytest.mark.goal("CLI-12", part="unknown commands and flags")
 @pytest.mark.parametrize(
     ("words", "code", "text"),
     [
@@ -142,6 +143,7 @@ def test_every_error_ends_with_a_documented_code():
         ("deposit --amount three", 2, "not an amount"),
         ("deposit --amount 3 --gas-price x", 2, "--gas-price"),
         ("transfer-fund --provider 0x12 --amount 1", 2, "--provider"),
+        ("transfer-fund --providr 0x12 --amount 1", 2, "Did you mean --provider instead of --providr?"),
         ("deposit --amount 3 --key 0x11", 2, "ZG_PRIVATE_KEY"),
         ("get-account --network local", 8, "ZG_PRIVATE_KEY"),
         ("list-providers --network nowhere", 8, "mainnet"),
@@ -163,6 +165,10 @@ def test_a_retired_flag_is_named_with_what_replaced_it(capsys):
     for flag, instead in cli.RETIRED.items():
         assert run(["get-account", flag, "0x00"]) == 2
         assert capsys.readouterr().err.startswith(f"error: {flag} is gone: {instead}")
+        assert run(["deposit", f"{flag}=0x00"]) == 2
+        assert capsys.readouterr().err.startswith(f"error: {flag} is gone: {instead}")
+    assert run(["run", "--key", "one"]) == 2  # which is a flag of its own there
+    assert "--model is missing" in capsys.readouterr().err
 
 
 def leaves(group, words=()):

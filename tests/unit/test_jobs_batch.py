@@ -14,6 +14,7 @@ from zg_async.errors import ConfigError, JournalError
 from zg_async.jobs import batch as batches
 from zg_async.jobs.batch import Batch, BatchRow, expand, read_batch
 from zg_async.jobs.runner import JobRunner
+from zg_async.jobs.spec import read_spec
 from zg_async.jobs.sqlite import SqliteStore
 from zg_async.jobs.store import Journal, MemoryStore
 
@@ -79,6 +80,39 @@ def test_a_file_is_the_same_matrix_with_paths_relative_to_it(world, tmp_path):
     assert jobs[0].dataset == str(tmp_path / "train.jsonl")
     assert jobs[2].dataset_root is not None
     assert all(j.deploy and j.batch_max_spend == "2" and j.batch == "sweep" for j in jobs)
+
+
+def test_a_job_file_is_a_job_with_paths_relative_to_it_and_what_is_given_counts_instead(tmp_path):
+    value = {"model": "m", "dataset": "train.jsonl", "training_params": PARAMS, "max_spend": "2", "labels": {"a": "b"}}
+    path = tmp_path / "job.json"
+    path.write_text(json.dumps(value))
+    spec = read_spec(path, model="other", deploy=True)
+    assert (spec.model, spec.deploy, spec.max_spend, spec.labels) == ("other", True, "2", {"a": "b"})
+    assert (spec.dataset, spec.output_dir) == (str(tmp_path / "train.jsonl"), str(tmp_path / "out"))
+    assert spec.training_params == PARAMS
+    root = "0x" + "11" * 32
+    path.write_text(json.dumps(value | {"dataset": root, "training_params": json.dumps(PARAMS), "output_dir": "/o"}))
+    spec = read_spec(path)
+    assert (spec.dataset_root, spec.training_params, spec.output_dir) == (root, json.dumps(PARAMS), "/o")
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("[]", "no JSON object"),
+        ("{", "isn't JSON"),
+        ('{"model": "m", "dataset": "d"}', "lacks training_params"),
+        ('{"model": "m", "dataset": "d", "training_params": "p", "speed": 1}', "no 'speed'"),
+        ('{"model": "m", "dataset": 5, "training_params": "p"}', "dataset can't be 5"),
+        ('{"model": "m", "dataset": "d", "training_params": "p", "deploy": "yes"}', "deploy can't be"),
+    ],
+)
+def test_a_file_that_is_no_job_is_refused_with_what_is_wrong(tmp_path, text, named):
+    (tmp_path / "job.json").write_text(text)
+    with pytest.raises(ConfigError, match=named):
+        read_spec(tmp_path / "job.json")
+    with pytest.raises(ConfigError, match="No such file"):
+        read_spec(tmp_path / "none.json")
 
 
 @pytest.mark.parametrize(

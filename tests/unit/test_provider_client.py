@@ -5,6 +5,7 @@ import pytest
 from aiohttp import web
 
 from tests.http_server import serving
+from zg_async import __version__
 from zg_async.errors import (
     ConfigError,
     ProviderRejectedError,
@@ -95,6 +96,18 @@ async def test_a_task_is_read_into_a_record(clock):
     assert (task.id, task.progress, task.fee, task.request_nonce) == (TASK, TaskProgress.TRAINING, 123, 17)
     assert (task.user, task.provider) == (USER, PROVIDER)
     assert provider.seen == [("GET", f"/v1/user/{USER}/task/{TASK}", None)]
+
+
+async def test_each_request_says_which_release_asks(clock):
+    said = []
+
+    async def answer(request):
+        said.append(request.headers.getall("User-Agent"))
+        return web.json_response(TASK_JSON)
+
+    async with Talk(clock, answer) as client:
+        await client.get_task(USER, TASK)
+    assert said == [[f"zg-async/{__version__}"]]
 
 
 async def test_tasks_are_listed(clock):

@@ -50,6 +50,7 @@ OPTIONS: Final[Mapping[str, Option]] = {
     "fine_tuning_ca": Option(flag="--fine-tuning-ca", env=("FINE_TUNING_CA",)),
     "flow_ca": Option(flag="--flow-ca", env=("FLOW_CA",)),
     "controller_endpoint": Option(flag="--controller-endpoint"),
+    "provider_rate": Option(flag="--provider-rate", env=("ZG_PROVIDER_RATE",)),
     "state_dir": Option(flag="--state-dir", env=("ZG_STATE_DIR",)),
     "private_key": Option(flag="--private-key-file", env=("ZG_PRIVATE_KEY", "PRIVATE_KEY"), kept=False),
     "wallet": Option(flag="--wallet", env=("ZG_WALLET",)),
@@ -144,8 +145,8 @@ def settle(
     values = {n: value for n, value in found.items() if value is not None and n not in ("password", "dev_mode")}
     if chosen is not None:
         values["profile"] = chosen
-    for contract in set(_CONTRACTS) & set(values):
-        parse_address(values[contract].text, what=contract.replace("_", "-"))
+    for option, value in values.items():
+        _check(option, value.text)
     is_dev = (v := found["dev_mode"]) is not None and v.text.lower() in _YES
     network = _network(values.pop("network", None), values.get("rpc"), is_dev=is_dev)
     password = found["password"]
@@ -287,8 +288,39 @@ def check_option(name: str, value: str) -> str:
         if name == "private_key":
             hint = "A private key lies in a keystore only: `zg wallet import`, then wallet=NAME"
         raise ConfigError(f"a profile can't hold {printable(name, limit=80)!r}", hint=hint)
-    if value and name in _CONTRACTS:
-        parse_address(value, what=name.replace("_", "-"))
+    if value:
+        _check(name, value)
     if value and name == "network" and value != _OPEN:
         get_network(_NAMES.get(value, value))
     return name
+
+
+def _check(name: str, value: str) -> None:
+    if name in _CONTRACTS:
+        parse_address(value, what=name.replace("_", "-"))
+    if name == "provider_rate":
+        rate_of(value)
+
+
+def rate_of(text: str) -> float | None:
+    """Read how often providers may be asked for quotes, uploads and downloads.
+
+    Args:
+        text: Requests a second, or `unlimited`.
+
+    Returns:
+        Requests a second; None: as often as they let us.
+
+    Raises:
+        ConfigError: It is neither.
+    """
+    try:
+        rate = None if text == "unlimited" else float(text)
+    except ValueError:
+        rate = 0.0
+    if rate is not None and not 0 < rate < float("inf"):
+        raise ConfigError(
+            f"a provider's rate can't be {printable(text, limit=80)!r}",
+            hint="Give requests a second, such as 0.1, or unlimited",
+        )
+    return rate

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 from cyclopts import Parameter
 
-from zg_async.cli.job_view import JobView, JsonLines, Screen
+from zg_async.cli.job_view import JobView, JsonLines, Screen, show_job
 
 if TYPE_CHECKING:
     from zg_async.broker import Broker
@@ -77,8 +77,7 @@ async def _run(
         async with broker, JobRunner(broker) as runner:
             spec = JobSpec(model=MODEL, dataset=dataset, training_params=params, output_dir=out, deploy=True)
             job = await runner.submit(spec)
-            async for event in job.events():
-                await screen.event(event, broker)
+            await show_job(job, broker, screen)
             result = await job.result()
             answer = await _ask(broker, result, question)
             good = _is_whole(result) and (expected is None or answer.strip() == expected)

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
-from rich.console import Console
+import anyio
+from rich.console import Console, Group
 from rich.live import Live
 from rich.spinner import Spinner
 from rich.table import Table
@@ -17,6 +18,7 @@ from zg_async.cli.output import JSON_VERSION
 from zg_async.cli.render import duration_text, short, size_text, sparkline
 from zg_async.errors import ZgError
 from zg_async.jobs import events as ev
+from zg_async.jobs.live import follow_losses
 from zg_async.text import json_text, printable
 from zg_async.units import format_amount
 from zg_async.wire.task_log import parse_log
@@ -27,11 +29,35 @@ _LONGEST = 4000
 
 if TYPE_CHECKING:
     from zg_async.broker import Broker
-    from zg_async.jobs.state import JobResult
+    from zg_async.jobs.runner import JobHandle
+    from zg_async.jobs.state import JobResult, JobState
+
+
+async def show_job(job: "JobHandle", broker: "Broker", screen: "Screen") -> "JobState":
+    """Show a job until it has ended, and return how.
+
+    Args:
+        job: Which.
+        broker: What it runs on.
+        screen: Where; a live one also gets the losses while the task trains.
+    """
+    async with anyio.create_task_group() as group, job.events() as events:
+        async for event in events:
+            await screen.event(event, broker)
+            provider = events.state.provider
+            if screen.is_live and isinstance(event, ev.TaskCreated) and provider is not None:
+                group.start_soon(follow_losses, broker.fine_tuning, provider, event.task_id, screen.loss)
+        group.cancel_scope.cancel()
+    return events.state
 
 
 class Screen(Protocol):
     """Where a job's course is shown."""
+
+    @property
+    def is_live(self) -> bool:
+        """Whether it can use losses while the task still trains."""
+        ...
 
     def __enter__(self) -> Self: ...
     def __exit__(
@@ -49,6 +75,10 @@ class Screen(Protocol):
         """Show one event."""
         ...
 
+    def loss(self, value: float) -> None:
+        """Take one more loss out of the log."""
+        ...
+
     def chat(self, question: str, answer: str, expected: str | None) -> None:
         """Show a chat with the adapter."""
         ...
@@ -60,6 +90,8 @@ class Screen(Protocol):
 
 class JsonLines:
     """One JSON object per line on standard output; the job's last event comes last."""
+
+    is_live = False
 
     def __init__(self) -> None:
         """Hold back nothing yet."""
@@ -92,6 +124,9 @@ class JsonLines:
         else:
             self._print(ev.event_to_json(event))
 
+    def loss(self, value: float) -> None:
+        """Say nothing: the log has them."""
+
     def chat(self, question: str, answer: str, expected: str | None) -> None:
         """Print question and answer."""
         self._print({"kind": "chat_answered", "question": question, "answer": answer, "expected": expected})
@@ -109,13 +144,21 @@ class JobView:
     def __init__(self) -> None:
         """Look at the terminal; nothing is shown yet."""
         self._console = Console(stderr=True, highlight=False)
-        self._live = Live(console=self._console, transient=True, refresh_per_second=8)
+        self._spinner = Spinner("dots")
         self._since = time.monotonic()
-        self._provider = self._task = ""
+        self._provider = self._task = self._name = self._text = ""
+        self._fee = 0
+        self._losses: list[float] = []
         self._deadline: dt.datetime | None = None
+        self._live = Live(get_renderable=self._picture, console=self._console, transient=True, refresh_per_second=8)
+
+    @property
+    def is_live(self) -> bool:
+        """Whether there is a terminal to draw on."""
+        return self._console.is_terminal
 
     def __enter__(self) -> Self:
-        if self._console.is_terminal:
+        if self.is_live:
             self._live.start()
         return self
 
@@ -131,8 +174,27 @@ class JobView:
         self._since = time.monotonic()
 
     def working(self, name: str, text: str) -> None:
-        """Show the live line."""
-        self._live.update(Spinner("dots", Text(f"{name:<12} {printable(text)}")))
+        """Show in the live lines what goes on; nothing: they are empty."""
+        self._name, self._text = name, printable(text)
+
+    def loss(self, value: float) -> None:
+        """Show the losses so far in the live lines."""
+        self._losses.append(value)
+
+    def _picture(self) -> Group:
+        """Draw the live lines: what goes on, its losses, what it costs, and the time left to acknowledge."""
+        if not self._name:
+            return Group()
+        self._spinner.update(text=Text(f"{self._name:<12} {self._text}"))
+        rows = {}
+        if self._losses and self._name == "train":
+            rows["loss"] = f"{self._losses[0]:.2f} {sparkline(self._losses)} {self._losses[-1]:.2f}"
+        if self._fee:
+            rows["cost"] = format_amount(self._fee)
+        if self._deadline is not None:
+            rows["deadline"] = self._window()
+        rows["time"] = f"{duration_text(time.monotonic() - self._since)}; Ctrl-C detaches"
+        return Group(self._spinner, *(Text(f"  {name:<12} {value}", "dim") for name, value in rows.items()))
 
     def done(self, name: str, text: str) -> None:
         """Put a finished stage into the list, with the time it took."""
@@ -165,11 +227,11 @@ class JobView:
                 size = size_text(event.size) if event.size is not None else "there already"
                 self.done("upload", f"{size}, keccak {short(event.root_hash)} equals the provider's")
             case ev.TaskCreated():
-                self._task = event.task_id
+                self._task, self._losses = event.task_id, []
                 self.working("train", f"task {event.task_id}")
             case ev.TaskProgressed():
-                fee = f", fee {format_amount(event.fee)}" if event.fee else ""
-                self.working("train", f"{event.progress.value}{fee}")
+                self._fee = event.fee or self._fee
+                self.working("train", event.progress.value)
             case ev.TaskDelivered():
                 self._deadline = event.ack_deadline
                 self.done("train", await self._training(broker))
@@ -179,6 +241,7 @@ class JobView:
                 self.working("acknowledge", "sending the acknowledgement")
             case ev.DeliverableAcknowledged():
                 self.done("acknowledge", self._window())
+                self._deadline = None
                 self.working("decrypt", "waiting for the provider to settle and release the key")
             case ev.ModelDecrypted():
                 self.done("decrypt", f"{event.path}: {', '.join(event.files)}")
@@ -213,7 +276,7 @@ class JobView:
 
     def chat(self, question: str, answer: str, expected: str | None) -> None:
         """Show question and answer."""
-        self._live.update(Text(""))
+        self.working("", "")
         self._row(("", ""), "chat", f"> {question}")
         self._row(("", ""), "", answer)
         if expected is not None and answer.strip() != expected:

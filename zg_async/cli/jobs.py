@@ -1,15 +1,17 @@
 """`zg run`, `zg plan` and `zg batch`: one job, what it would do, and many."""
 
+import dataclasses
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Final, Literal
 
 import anyio
 import anyio.to_thread
 from cyclopts import Parameter
 
 from zg_async.cli.opening import PAYING, Paying, open_broker
-from zg_async.cli.output import emit, leaving, print_json
+from zg_async.cli.output import UsageError, emit, leaving, print_json
+from zg_async.cli.params import AnyProvider
 from zg_async.text import json_text, printable
 from zg_async.units import format_amount
 
@@ -18,100 +20,100 @@ if TYPE_CHECKING:
     from zg_async.jobs.plan import JobPlan
     from zg_async.jobs.spec import JobSpec
 
-Dataset = Annotated[str, Parameter(name="--dataset")]
-Params = Annotated[Path, Parameter(name="--params")]
-Model = Annotated[str, Parameter(name="--model")]
-Out = Annotated[Path, Parameter(name="--out")]
-Provider = Annotated[str | None, Parameter(name="--provider")]
-Deploy = Annotated[bool, Parameter(name="--deploy", negative=())]
-ReturnRest = Annotated[bool, Parameter(name="--return-rest", negative=())]
-Amounts = Annotated[str | None, Parameter(name="--max-spend")]
-Budget = Annotated[str | None, Parameter(name="--budget")]
-Tokenizer = Annotated[Path | None, Parameter(name="--tokenizer")]
+
+@Parameter(name="*")
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """What job is asked for: by flags, by a file, or by a file of which flags change something."""
+
+    model: str | None = None
+    """The base model."""
+    dataset: str | None = None
+    """A JSONL file, or the 0x root hash of a dataset that the provider has."""
+    params: Path | None = None
+    """The five training parameters as a JSON file."""
+    out: Path | None = None
+    """Where the adapter goes. Default: the folder out."""
+    provider: AnyProvider = None
+    """The provider's address; without it, the best free one."""
+    deploy: bool = False
+    """Deploy the adapter for chatting afterwards."""
+    return_rest: bool = False
+    """Ask what is left at the provider back at the end."""
+    budget: str | None = None
+    """What to have ready at the provider, in 0G."""
+    max_spend: str | None = None
+    """Most that may be gone, fee and gas, in 0G."""
+    tokenizer: Path | None = None
+    """The model's tokenizer.json, to know the fee before."""
+
+    def spec(self, file: Path | None, key: str | None = None) -> "JobSpec":
+        """Return the job's specification. Reads the file.
+
+        Raises:
+            UsageError: Neither flag nor file says something that is needed.
+            ConfigError: The file is no job.
+        """
+        from zg_async.jobs.spec import JobSpec, read_spec
+
+        names = {"params": "training_params", "out": "output_dir"}
+        given = {names.get(f.name, f.name): getattr(self, f.name) for f in dataclasses.fields(self)} | {"key": key}
+        fields = {name: value for name, value in given.items() if value not in (None, False)}
+        if file is not None:
+            return read_spec(file, **fields)
+        for flag in ("model", "dataset", "params"):
+            if getattr(self, flag) is None:
+                raise UsageError(f"--{flag} is missing; give it, or a job file")
+        return JobSpec(**{"output_dir": Path("out")} | fields)
+
+
+ASKED: Final = Asked()
 
 
 async def run(
+    spec: Path | None = None,
     *,
-    model: Model,
-    dataset: Dataset,
-    params: Params,
-    out: Out = Path("out"),
-    provider: Provider = None,
-    deploy: Deploy = False,
-    return_rest: ReturnRest = False,
-    budget: Budget = None,
-    max_spend: Amounts = None,
-    tokenizer: Tokenizer = None,
+    asked: Asked = ASKED,
     key: Annotated[str | None, Parameter(name="--key")] = None,
     where: Paying = PAYING,
 ) -> int:
     """Run a fine-tuning job from dataset to adapter. Stop it with Ctrl-C; the same --key again goes on.
 
     Args:
-        model: The base model.
-        dataset: A JSONL file, or the 0x root hash of a dataset that the provider has.
-        params: The five training parameters as a JSON file.
-        out: Where the adapter goes.
-        provider: The provider's address; without it, the best free one.
-        deploy: Deploy the adapter for chatting afterwards.
-        return_rest: Ask what is left at the provider back at the end.
-        budget: What to have ready at the provider, in 0G.
-        max_spend: Most that may be gone, fee and gas, in 0G.
-        tokenizer: The model's tokenizer.json, to know the fee before.
+        spec: A JSON file with fields of JobSpec, instead of flags or below them; paths in it are relative to it.
+        asked: The job.
         key: Names the job: the same key again is the same job, never a second one.
         where: Network, wallet and output.
     """
-    from zg_async.cli.job_view import JobView, JsonLines, Screen
+    from zg_async.cli.job_view import JobView, JsonLines, Screen, show_job
     from zg_async.jobs.runner import JobRunner
 
     began = time.monotonic()
-    spec = _spec(model, dataset, params, out, provider, deploy, return_rest, budget, max_spend, tokenizer, key)
+    wanted = await anyio.to_thread.run_sync(asked.spec, spec, key)
     screen: Screen = JsonLines() if where.as_json else JobView()
     async with open_broker(where) as broker, JobRunner(broker) as runner:
         with screen:
-            job = await runner.submit(spec)
+            job = await runner.submit(wanted)
             with leaving("the job can go on, its task at the provider does", f"zg jobs attach {job.id}"):
-                async for event in job.events():
-                    await screen.event(event, broker)
+                await show_job(job, broker, screen)
                 result = await job.result()
             screen.end(result, elapsed=time.monotonic() - began, good=True)
     return 0
 
 
-async def plan(
-    *,
-    model: Model,
-    dataset: Dataset,
-    params: Params,
-    out: Out = Path("out"),
-    provider: Provider = None,
-    deploy: Deploy = False,
-    return_rest: ReturnRest = False,
-    budget: Budget = None,
-    max_spend: Amounts = None,
-    tokenizer: Tokenizer = None,
-    where: Paying = PAYING,
-) -> int:
+async def plan(spec: Path | None = None, *, asked: Asked = ASKED, where: Paying = PAYING) -> int:
     """Show every transaction, upload and cost of a job. Sends nothing.
 
     Args:
-        model: The base model.
-        dataset: A JSONL file, or the 0x root hash of a dataset that the provider has.
-        params: The five training parameters as a JSON file.
-        out: Where the adapter would go.
-        provider: The provider's address; without it, the best free one.
-        deploy: Whether the adapter would be deployed.
-        return_rest: Whether what is left at the provider would be asked back.
-        budget: What to have ready at the provider, in 0G.
-        max_spend: Most that may be gone, fee and gas, in 0G.
-        tokenizer: The model's tokenizer.json, to know the fee exactly.
+        spec: A JSON file with fields of JobSpec, instead of flags or below them; paths in it are relative to it.
+        asked: The job.
         where: Network, wallet and output.
     """
     from zg_async.jobs.runner import JobRunner
 
-    spec = _spec(model, dataset, params, out, provider, deploy, return_rest, budget, max_spend, tokenizer, None)
+    wanted = await anyio.to_thread.run_sync(asked.spec, spec)
     async with open_broker(where) as broker, JobRunner(broker) as runner:
-        planned = await runner.plan(spec)
+        planned = await runner.plan(wanted)
     emit(where, "plan", planned.to_json(), lambda: _plan_text(planned))
     return 4 if planned.problems else 0
 
@@ -176,33 +178,3 @@ def _plan_text(plan: "JobPlan") -> str:
         *(f"problem     {printable(problem, limit=1000)}" for problem in plan.problems),
     ]
     return "\n".join(lines)
-
-
-def _spec(
-    model: str,
-    dataset: str,
-    params: Path,
-    out: Path,
-    provider: str | None,
-    deploy: bool,
-    return_rest: bool,
-    budget: str | None,
-    max_spend: str | None,
-    tokenizer: Path | None,
-    key: str | None,
-) -> "JobSpec":
-    from zg_async.jobs.spec import JobSpec
-
-    return JobSpec(
-        model=model,
-        dataset=dataset,
-        training_params=params,
-        output_dir=out,
-        provider=provider,
-        deploy=deploy,
-        return_rest=return_rest,
-        budget=budget,
-        max_spend=max_spend,
-        tokenizer=tokenizer,
-        key=key,
-    )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import cyclopts
 
-from zg_async.cli.job_view import JobView, JsonLines
+from zg_async.cli.job_view import JobView, JsonLines, show_job
 from zg_async.cli.opening import HERE, PAYING, Paying, Where, open_broker
 from zg_async.cli.output import emit, leaving, print_json
 from zg_async.cli.render import short
@@ -172,11 +172,9 @@ async def _follow(job_id: str, where: Where, *, resume: bool, accept_changes: bo
         with JsonLines() if where.as_json else JobView() as screen:
             handle = await (runner.resume(job_id, accept_changes=accept_changes) if resume else runner.attach(job_id))
             again = leaving("the job can go on, its task at the provider does", f"zg jobs attach {job_id}")
-            async with handle.events() as events:
-                with again:
-                    async for event in events:
-                        await screen.event(event, broker)
-                return 0 if events.state.status is JobStatus.SUCCEEDED else 1
+            with again:
+                state = await show_job(handle, broker, screen)
+            return 0 if state.status is JobStatus.SUCCEEDED else 1
 
 
 @contextlib.asynccontextmanager

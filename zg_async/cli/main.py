@@ -239,14 +239,9 @@ def run(arguments: list[str]) -> int:
         if isinstance(result, Coroutine):
             result = asyncio.run(_interruptible(result))
         return int(result or 0)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return INTERRUPTED
-    except BrokenPipeError:
-        return _closed_pipe()
     except BaseExceptionGroup as group:
         return ending.of(_first(group))
-    except Exception as error:  # noqa: BLE001  the program's edge: nobody sees a traceback who hasn't asked for it
+    except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001  the program's edge: no traceback unless asked for
         return ending.of(error)
 
 
@@ -268,6 +263,11 @@ class _Ending:
         return self._end(2, "usage", text, None)
 
     def of(self, error: BaseException) -> int:
+        if isinstance(error, KeyboardInterrupt):
+            print("interrupted", file=sys.stderr)
+            return INTERRUPTED
+        if isinstance(error, BrokenPipeError):
+            return _closed_pipe()
         if self._debug:
             traceback.print_exception(error, file=sys.stderr)
         match error:
@@ -294,14 +294,20 @@ class _Ending:
 
 
 def _usage(error: cyclopts.CycloptsError, arguments: list[str]) -> str:
-    given = {word.partition("=")[0] for word in arguments if word.startswith("--")}
-    for flag in RETIRED:
-        if flag in given:
-            return f"{flag} is gone: {RETIRED[flag]}"
     if isinstance(error, cyclopts.UnknownCommandError):
         return str(error).partition(" Available commands")[0].strip() + " `zg --help` lists all commands"
+    given = {word.partition("=")[0] for word in arguments} & RETIRED.keys()
+    for flag in sorted(given - _flags(arguments) if given else ()):
+        return f"{flag} is gone: {RETIRED[flag]}"
     lines = [line for text in str(error).splitlines() if (line := text.strip(" │╭╮╰╯─"))]
-    return " ".join(lines).rstrip(".") + ". `--help` behind the command shows its flags"
+    text = " ".join(lines)
+    return (text if text.endswith("?") else text.rstrip(".") + ".") + " `--help` behind the command shows its flags"
+
+
+def _flags(arguments: list[str]) -> set[str]:
+    """Every flag that the command takes; none if there is no such command."""
+    _, apps, _ = app.parse_commands(arguments)
+    return {name for argument in apps[-1].assemble_argument_collection() for name in argument.names}
 
 
 def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:

@@ -179,7 +179,7 @@ def import_(
     _change(config, name, options)
     emit(
         where,
-        "profile",
+        "profile_imported",
         {"name": name, "options": options, "address": address},
         lambda: [f"profile {name}", *(f"{o}={printable(str(value), limit=300)}" for o, value in options.items())],
     )

@@ -122,7 +122,7 @@ def passwd(name: str = "default", *, new_password_fd: int | None = None, where: 
         write_private(path, signer.to_keystore(fresh), what="wallet", replace=True)
     finally:
         signer.close()
-    note(where, f"{path.name} has a new password")
+    emit(where, "wallet", {"name": path.stem, "address": signer.address}, lambda: f"{path.name} has a new password")
 
 
 # --- what they share --------------------------------------------------------------------------------------------------

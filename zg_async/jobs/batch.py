@@ -15,7 +15,7 @@ import anyio
 import anyio.to_thread
 
 from zg_async.errors import ConfigError, JournalError, ZgError
-from zg_async.jobs.spec import JobSpec
+from zg_async.jobs.spec import JobSpec, read_object
 from zg_async.jobs.state import JobState, JobStatus
 from zg_async.managers.training_params import read_training_params
 from zg_async.showing import records_html
@@ -70,12 +70,9 @@ def read_batch(path: str | os.PathLike[str]) -> Batch:
     Raises:
         ConfigError: It isn't one; the message names the field.
     """
-    try:
-        value = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"can't read the batch file {path}: {error}") from error
+    value = read_object(path, "batch")
     names = {field.name for field in dataclasses.fields(Batch)}
-    if not isinstance(value, dict) or not {"name", "output_dir", *_LISTS} <= set(value) <= names:
+    if not {"name", "output_dir", *_LISTS} <= set(value) <= names:
         raise ConfigError(
             f"{path} is no batch",
             hint=f"It needs name, output_dir, {', '.join(_LISTS)}, and may have wallets, job, max_spend",

@@ -121,6 +121,24 @@ async def follow(handle: "JobHandle", show: Show) -> JobResult:
     return await handle.result()
 
 
+async def follow_losses(tuning: "FineTuningManager", provider: str, task: str, add: Callable[[float], None]) -> None:
+    """Follow a task's log to its end. A view without its curve is better than none, so an error ends only this.
+
+    Args:
+        tuning: The manager of the wallet that ordered the task.
+        provider: Who trains it.
+        task: Which.
+        add: Takes each loss, in order.
+    """
+    try:
+        async with tuning.follow_metrics(provider, task) as metrics:
+            async for change in metrics:
+                if change.metric is not None:
+                    add(change.metric.loss)
+    except ZgError as error:
+        _log.info("no loss curve: %s", error.message)
+
+
 class _View:
     def __init__(self, handle: "JobHandle", show: Show) -> None:
         self._handle, self._show = handle, show
@@ -148,21 +166,16 @@ class _View:
         self._show(state_html(self._state, self._losses, now=dt.datetime.fromtimestamp(clock.now(), dt.UTC)))
 
     async def _figures(self, task: str | None) -> None:
-        """Follow the log; a view without its curve is better than none, so an error ends only this."""
         provider = self._state.provider
-        if provider is None or task is None:
-            return
-        try:
-            async with self._tuning().follow_metrics(provider, task) as metrics:
-                async for change in metrics:
-                    if self._task != task:
-                        return
-                    if change.metric is not None:
-                        self._losses.append(change.metric.loss)
-                    if self._broker.clock.monotonic() - self._shown >= _REDRAW:
-                        self._draw()
-        except ZgError as error:
-            _log.info("no loss curve: %s", error.message)
+
+        def add(loss: float) -> None:
+            if self._task == task:
+                self._losses.append(loss)
+                if self._broker.clock.monotonic() - self._shown >= _REDRAW:
+                    self._draw()
+
+        if provider is not None and task is not None:
+            await follow_losses(self._tuning(), provider, task, add)
 
     def _tuning(self) -> "FineTuningManager":
         """Return the manager of the wallet that ordered the task."""

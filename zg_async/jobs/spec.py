@@ -17,6 +17,16 @@ from zg_async.units import Amount, parse_amount
 _ROOT: Final = re.compile(r"0x[0-9a-fA-F]{64}")
 _AMOUNTS: Final = ("budget", "max_spend", "inference_budget", "batch_max_spend")
 _MAX_KEY: Final = 200
+_FILE_TYPES: Final[Mapping[str, tuple[type, ...]]] = {
+    **dict.fromkeys(("model", "dataset", "output_dir", "provider", "wallet", "inference_provider"), (str,)),
+    **dict.fromkeys(("tokenizer", "batch", "name", "key", "on_unverified", "when_busy"), (str,)),
+    **dict.fromkeys(("deploy", "require_verified"), (bool,)),
+    **dict.fromkeys(("stages", "labels"), (dict,)),
+    "training_params": (str, dict),
+    "wallets": (list,),
+    "failovers": (int,),
+}
+"""What a job file's fields have to be, beside those that `normalise` looks at."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,6 +103,58 @@ class JobSpec:
     def adapter_dir(self) -> Path:
         """Where the adapter ends up."""
         return Path(self.output_dir) / "adapter"
+
+
+def read_spec(path: str | os.PathLike[str], **fields: Any) -> JobSpec:
+    """Read a job's specification from a JSON file; relative paths in it are relative to it. Blocks.
+
+    Args:
+        path: An object with fields of `JobSpec`; `output_dir` is `out` without one.
+        fields: What counts instead of what the file says.
+
+    Returns:
+        The specification, not yet normalised.
+
+    Raises:
+        ConfigError: It isn't one; the message names the field.
+    """
+    value = read_object(path, "job")
+    known = {field.name for field in dataclasses.fields(JobSpec)}
+    if wrong := sorted(set(value) - known):
+        raise ConfigError(f"{path}: a job has no {', '.join(map(repr, wrong))}", hint=f"It has {', '.join(known)}")
+    for name, kinds in _FILE_TYPES.items():
+        if value.get(name) is not None and not isinstance(value[name], kinds):
+            raise ConfigError(f"{path}: {name} can't be {json.dumps(value[name])[:80]}", hint="See JobSpec's reference")
+    folder = Path(path).absolute().parent
+    value.setdefault("output_dir", "out")
+    for name in ("dataset", "training_params", "output_dir", "tokenizer"):
+        if isinstance(text := value.get(name), str) and not (_ROOT.fullmatch(text) or text.lstrip().startswith("{")):
+            value[name] = str(folder / Path(text).expanduser())
+    value |= fields
+    if missing := [name for name in ("model", "dataset", "training_params") if not value.get(name)]:
+        raise ConfigError(f"{path}: the job lacks {', '.join(missing)}", hint="Put it into the file")
+    return JobSpec(**value)
+
+
+def read_object(path: str | os.PathLike[str], what: str) -> dict[str, Any]:
+    """Read a JSON object from a file. Blocks.
+
+    Args:
+        path: The file.
+        what: What it is, for the message.
+
+    Raises:
+        ConfigError: It can't be read, or isn't one.
+    """
+    try:
+        value = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"can't read the {what} file {path}: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"the {what} file {path} isn't JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise ConfigError(f"the {what} file {path} holds no JSON object")
+    return value
 
 
 def normalise(spec: JobSpec) -> JobSpec:

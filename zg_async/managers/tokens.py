@@ -127,7 +127,10 @@ def _row(path: Path, number: int, line: bytes) -> Mapping[str, Any]:
     except BadJsonError:
         row = None
     if not isinstance(row, Mapping):
-        raise DatasetError(f"{path}: line {number} is no JSON object", hint="check_dataset() lists all that is wrong")
+        raise DatasetError(
+            f"{path}: line {number} is no JSON object",
+            hint="check_dataset(), or `zg dataset check`, lists all that is wrong",
+        )
     return row
 
 

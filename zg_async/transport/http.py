@@ -14,6 +14,7 @@ import aiohttp
 import anyio
 from yarl import URL
 
+from zg_async import __version__
 from zg_async.clock import Clock, SystemClock
 from zg_async.correlation import correlated
 from zg_async.errors import (
@@ -129,7 +130,7 @@ class Http:
         self._session = aiohttp.ClientSession(
             connector=connector,
             cookie_jar=aiohttp.DummyCookieJar(),
-            headers={"User-Agent": "zg-async"},
+            headers={"User-Agent": f"zg-async/{__version__}"},
             proxy=self.settings.proxy,  # for JSON-RPC, which sends by itself
         )
 
