@@ -1,14 +1,19 @@
 """Make the reference of public names and commands: `python docs/build_reference.py` writes docs/reference.md.
 
+It also writes docs/json.md's tables of what streams print.
+
 What it says is in the code: names from `zg_async.__all__`, signatures as they are written there, first paragraphs of
 docstrings, and of commands the first line of their help. Sources are parsed, so that each Python makes the same page.
 """
 
 import ast
 import copy
+import dataclasses
 import functools
 import inspect
+import re
 import sys
+import typing
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -16,13 +21,24 @@ from typing import TypeVar
 
 import zg_async
 from zg_async.cli.main import make_app
+from zg_async.jobs.events import Event, UnknownEvent
 from zg_async.managers.fine_tuning import FineTuningManager
 from zg_async.managers.inference import InferenceManager
 from zg_async.managers.ledger import LedgerManager
 from zg_async.managers.lora import LoraManager
 from zg_async.managers.storage import StorageManager
+from zg_async.managers.task_changes import TaskChange, TaskMetric
 
 PAGE = Path(__file__).with_name("reference.md")
+JSON_PAGE = Path(__file__).with_name("json.md")
+STREAMS = {
+    "job events": ({*typing.get_args(Event)} - {UnknownEvent}, {"seq", "job_id", "at"}),
+    "task changes": (
+        {*typing.get_args(TaskChange)} - {TaskMetric},  # which no command prints as it is
+        {"id", "at", "source", "provider", "task_id", "cursor"},
+    ),
+}
+"""The kinds of docs/json.md's streams, and the fields that all of them have."""
 MANAGERS = {
     "broker.ledger": LedgerManager,
     "broker.fine_tuning": FineTuningManager,
@@ -45,6 +61,25 @@ def page() -> str:
     """Return what docs/reference.md has to be."""
     parts = [HEAD, "## The broker's managers", *_managers(), *_modules(), "## Commands", "\n".join(_commands())]
     return "\n\n".join(part.strip("\n") for part in parts) + "\n"
+
+
+# ---- what streams print
+
+
+def json_page() -> str:
+    """Return what docs/json.md has to be."""
+    text = JSON_PAGE.read_text(encoding="utf-8")
+    for name, (classes, common) in STREAMS.items():
+        rows = "\n".join(sorted(_row(cls, common) for cls in classes))
+        table = f"<!-- made of the {name} -->\n| kind | meaning | fields |\n|---|---|---|\n{rows}\n<!-- end -->"
+        text = re.sub(f"<!-- made of the {name} -->.*?<!-- end -->", lambda _, t=table: t, text, flags=re.DOTALL)
+    return text
+
+
+def _row(cls: type, common: set[str]) -> str:
+    fields = {field.name: field.default for field in dataclasses.fields(cls)}
+    own = [f"`{name}`" for name in fields if name not in {*common, "kind"}]
+    return f"| `{fields['kind']}` | {_first_paragraph(cls).rstrip('.')} | {', '.join(own) or 'none'} |"
 
 
 # ---- managers and modules
@@ -240,3 +275,4 @@ def _of_app(app: object, path: str) -> Iterator[str]:
 
 if __name__ == "__main__":
     PAGE.write_text(page(), encoding="utf-8")
+    JSON_PAGE.write_text(json_page(), encoding="utf-8")

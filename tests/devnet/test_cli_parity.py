@@ -6,7 +6,6 @@ an earlier step's `save`.
 """
 
 import ast
-import dataclasses
 import json
 import os
 import re
@@ -16,7 +15,7 @@ import subprocess
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import aiohttp
 import cyclopts
@@ -25,12 +24,11 @@ import pytest
 from tests.devnet.cli_kit import COMMAND
 from tests.devnet.conftest import DATASET, MODEL, PARAMS, new_key
 from tests.unit.test_cli_ends import leaves
-from zg_async import Quota, TaskChange, TaskMetric, cli
+from zg_async import Quota, cli
 from zg_async.cli.main import app, run
 from zg_async.devnet import accounts
 from zg_async.devnet.chain_client import ChainClient, HttpRpc, Wallet
 from zg_async.devnet.process import DevnetProcess
-from zg_async.jobs.events import Event, UnknownEvent
 from zg_async.transport.signer import LocalSigner
 from zg_async.units import NEURON_PER_0G
 from zg_async.wire.contracts import FineTuningContract
@@ -246,10 +244,6 @@ def test_every_kind_that_a_command_can_print_is_documented(network):
     assert found - {"kind"} <= FIELDS.keys()
     assert network.info["kind"] == "devnet"
     assert network.info.keys() - {"version", "kind"} == FIELDS["devnet"]
-    for kinds, union, head in ((EVENTS, Event, OF_EVENTS), (CHANGES, TaskChange, OF_CHANGES)):
-        said = {cls: {f.name: f.default for f in dataclasses.fields(cls)} for cls in get_args(union)}
-        del said[UnknownEvent if union is Event else TaskMetric]  # of newer releases; `task watch` prints its own
-        assert {fields["kind"]: fields.keys() - head - {"kind"} for fields in said.values()} == kinds
 
 
 def flags_of(words: str) -> set[str]:

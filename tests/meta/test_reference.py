@@ -21,11 +21,14 @@ def reference():
 
 
 @pytest.mark.goal("CLI-12", part="help and documents from one source")
+@pytest.mark.goal("CLI-01", part="what streams print is documented")
 def test_the_reference_is_what_the_code_says(reference):
     made = reference.page()
     if reference.PAGE.read_text(encoding="utf-8") != made:
         pytest.fail("docs/reference.md is out of date: run `python docs/build_reference.py` and commit what it writes")
     assert made == reference.page()
+    if reference.JSON_PAGE.read_text(encoding="utf-8") != reference.json_page():
+        pytest.fail("docs/json.md is out of date: run `python docs/build_reference.py` and commit what it writes")
 
 
 def test_it_has_every_public_name_and_every_method_of_a_manager(reference):

@@ -20,7 +20,7 @@ _MAX_KEY: Final = 200
 _FILE_TYPES: Final[Mapping[str, tuple[type, ...]]] = {
     **dict.fromkeys(("model", "dataset", "output_dir", "provider", "wallet", "inference_provider"), (str,)),
     **dict.fromkeys(("tokenizer", "batch", "name", "key", "on_unverified", "when_busy"), (str,)),
-    **dict.fromkeys(("deploy", "require_verified"), (bool,)),
+    **dict.fromkeys(("deploy", "return_rest", "require_verified"), (bool,)),
     **dict.fromkeys(("stages", "labels"), (dict,)),
     "training_params": (str, dict),
     "wallets": (list,),
