@@ -50,7 +50,7 @@ def test_the_lines_tell_state_cost_deadline_and_losses_as_soon_as_they_are_known
     assert now["state"].startswith("Training, for ")
     assert now["loss"] == "2.5 █▅▁ 0.5 step 3"
     assert "deadline" not in now
-    screen.change(state(TaskProgress.DELIVERED, NOW + dt.timedelta(hours=5, minutes=30)))
+    screen.change(state(TaskProgress.DELIVERED, dt.datetime.now(dt.UTC) + dt.timedelta(hours=5, minutes=30)))
     assert drawn(screen)["deadline"].startswith("acknowledge within 5 h 2")
     screen.change(TaskSettled(**COMMON, source="chain", fee=10**16, acknowledged=True))
     now = drawn(screen)
