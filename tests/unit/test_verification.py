@@ -276,6 +276,13 @@ def test_a_saved_record_gives_the_same_result_offline(tmp_path):
         assert evidence_from_json(result.evidence.to_json()) == result.evidence
 
 
+@pytest.mark.parametrize(("days", "good"), [(-1, False), (0, True), (20, True), (40, False), (10**5, False)])
+def test_a_saved_record_holds_as_long_as_its_collateral(tmp_path, days, good):
+    path = tmp_path / "record.json"
+    path.write_text(json.dumps(judged().to_json()))
+    assert recheck_report(path, root=ROOT, at=NOW + days * 86_400).verified is good
+
+
 def _places(value, path=()):
     if path:
         yield path

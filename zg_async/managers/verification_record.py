@@ -211,12 +211,15 @@ def pins_of(result: ServiceVerification) -> dict[str, Pin]:
     return pins
 
 
-def recheck_report(path: str | os.PathLike[str], *, root: bytes | None = None) -> ServiceVerification:
-    """Check a provider again from the file a verification wrote, offline, as of the time it was written.
+def recheck_report(
+    path: str | os.PathLike[str], *, root: bytes | None = None, at: float | None = None
+) -> ServiceVerification:
+    """Check a provider again from the file a verification wrote, offline.
 
     Args:
         path: A `verification_<provider>_<time>.json`.
         root: The root of trust, DER; None: Intel's. For another network it is in the `tee_root` of its record.
+        at: As of which time, Unix seconds; None: when it was written. Collateral holds for about a month.
 
     Returns:
         The same result as then; the file's own words about it aren't believed.
@@ -234,7 +237,7 @@ def recheck_report(path: str | os.PathLike[str], *, root: bytes | None = None) -
         evidence = evidence_from_json(decode_json(data, limit=RECORD_LIMIT)["evidence"])
     except (BadJsonError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise AttestationError(f"{os.fspath(path)} is no record of a verification: {error}") from None
-    return judge(evidence, root=root)
+    return judge(evidence if at is None else dataclasses.replace(evidence, checked_at=at), root=root)
 
 
 def evidence_from_json(value: Mapping[str, Any]) -> Evidence:
