@@ -7,16 +7,19 @@ the seed, which costs a fraction of that, and prints how many it ran of each; on
 """
 
 import argparse
+import contextlib
 import dataclasses
 import faulthandler
 import gc
+import os
+import pathlib
 import random
 import sys
 import time
 import tracemalloc
 import warnings
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from hypothesis import HealthCheck, Phase, given, note, seed, settings
 from hypothesis import strategies as st
@@ -80,8 +83,8 @@ def bent(plan: bytes, seeds: Sequence[bytes]) -> bytes:
     return bytes(data)
 
 
-def execute(name: str, data: bytes, tally: Tally) -> None:
-    """Feed one input to a target.
+def execute(name: str, data: bytes, tally: Tally, *, measured: bool) -> None:
+    """Feed one input to a target, and look at what it took: of memory if `measured`, else of time.
 
     Raises:
         OverLimitError: It took too long or too much.
@@ -92,13 +95,11 @@ def execute(name: str, data: bytes, tally: Tally) -> None:
     target = TARGETS[name]
     pieces = max(1.0, len(data) / MIB)
     tally.executions += 1
-    if zlib.crc32(data) % EVERY == 0:
-        tracemalloc.start()
-        try:
-            _once(target, data, tally)
-            peak = tracemalloc.get_traced_memory()[1]
-        finally:
-            tracemalloc.stop()
+    if measured:
+        tracemalloc.reset_peak()
+        before = tracemalloc.get_traced_memory()[0]
+        _once(target, data, tally)
+        peak = tracemalloc.get_traced_memory()[1] - before
         tally.peak = max(tally.peak, peak)
         if peak > MEMORY * pieces:
             raise OverLimitError(f"{name}: {peak} bytes for an input of {len(data)}")
@@ -112,6 +113,23 @@ def execute(name: str, data: bytes, tally: Tally) -> None:
     tally.slowest = max(tally.slowest, took)
     if took > SECONDS * pieces:
         raise OverLimitError(f"{name}: {took:.3f} s for an input of {len(data)}")
+
+
+@contextlib.contextmanager
+def measuring(wanted: bool) -> Iterator[None]:
+    """Trace memory meanwhile. Each time costs CPython some that it never gives back, so it isn't done often."""
+    if wanted:
+        tracemalloc.start()
+    try:
+        yield
+    finally:
+        if wanted:
+            tracemalloc.stop()
+
+
+def resident() -> float:
+    """Return the MiB that this process holds now."""
+    return int(pathlib.Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / MIB
 
 
 def _once(target, data: bytes, tally: Tally) -> float:  # type: ignore[no-untyped-def]
@@ -129,7 +147,7 @@ def campaign(name: str, *, examples: int, number: int = 0) -> Tally:
 
     tally, seeds = Tally(), TARGETS[name].seeds
     for example in seeds:
-        execute(name, example, tally)
+        execute(name, example, tally, measured=False)
     if tally.refused:
         raise AssertionError(f"{name}: a good input is refused")
 
@@ -145,7 +163,9 @@ def campaign(name: str, *, examples: int, number: int = 0) -> Tally:
     def run(plan: bytes) -> None:
         data = bent(plan, seeds)
         note(f"the input was {data[:2000]!r}")
-        execute(name, data, tally)
+        measured = zlib.crc32(data) % EVERY == 0
+        with measuring(measured):
+            execute(name, data, tally, measured=measured)
 
     run()
     return tally
@@ -159,12 +179,14 @@ def spree(name: str, *, number: int, seconds: float, most: int) -> tuple[Tally, 
     until = time.monotonic() + seconds
     while tally.executions < most and time.monotonic() < until:
         faulthandler.dump_traceback_later(HANG, exit=True)
-        for _ in range(min(BATCH, most - tally.executions)):
-            plan = drawn.randbytes(drawn.randrange(16, 42))
-            try:
-                execute(name, bent(plan, seeds), tally)
-            except Exception as error:  # noqa: BLE001 - the whole point
-                return tally, f"{type(error).__name__}: {str(error)[:300]}; the plan was {plan.hex()}"
+        measured = tally.executions // BATCH % EVERY == 0
+        with measuring(measured):
+            for _ in range(min(BATCH, most - tally.executions)):
+                plan = drawn.randbytes(drawn.randrange(16, 42))
+                try:
+                    execute(name, bent(plan, seeds), tally, measured=measured)
+                except Exception as error:  # noqa: BLE001 - the whole point
+                    return tally, f"{type(error).__name__}: {str(error)[:300]}; the plan was {plan.hex()}"
     faulthandler.cancel_dump_traceback_later()
     return tally, ""
 
@@ -180,7 +202,7 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     names = options.targets or list(TARGETS)
     warnings.simplefilter("ignore")
-    failed, total, until = 0, 0, time.monotonic() + options.seconds
+    failed, total, until, began = 0, 0, time.monotonic() + options.seconds, resident()
     for left, name in zip(range(len(names), 0, -1), names, strict=True):
         share = max(0.0, until - time.monotonic()) / left  # what quick targets leave goes to the others
         tally, problem = spree(name, number=options.seed, seconds=share, most=options.executions)
@@ -191,7 +213,9 @@ def main(arguments: list[str]) -> int:
             f"{tally.slowest * 1000:6.1f} ms  peak {tally.peak / MIB:6.2f} MiB  {problem or 'ok'}",
             flush=True,
         )
-    print(f"{total} executions, {failed} targets failed")
+    print(
+        f"{total} executions, {failed} targets failed; {began:.0f} MiB resident at the beginning, {resident():.0f} now"
+    )
     return 1 if failed else 0
 
 
