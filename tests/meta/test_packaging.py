@@ -1,5 +1,6 @@
 """What is shipped: a list of files by rule, no helper program, light dependencies with both ends."""
 
+import os
 import pathlib
 import re
 import shutil
@@ -21,10 +22,19 @@ EXTENSION = re.compile(r"zg_async/wire/_keccak(\.[\w-]+)*\.(so|pyd)")
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory):
+def wheel_file(tmp_path_factory):
     """A wheel built of what is there, away from the tree."""
+    return _built(tmp_path_factory.mktemp("wheel"))
+
+
+@pytest.fixture(scope="module")
+def wheel(wheel_file):
+    with zipfile.ZipFile(wheel_file) as archive:
+        yield {name: archive.read(name) for name in archive.namelist()}
+
+
+def _built(folder: pathlib.Path, *, at: float | None = None) -> pathlib.Path:
     pytest.importorskip("setuptools", minversion="77")
-    folder = tmp_path_factory.mktemp("wheel")
     source = folder / "source"
     source.mkdir()
     for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
@@ -32,11 +42,12 @@ def wheel(tmp_path_factory):
             shutil.copy(ROOT / name, source)
     hidden = shutil.ignore_patterns("__pycache__", "*.so", "*.pyd", "node_modules")
     shutil.copytree(ROOT / "zg_async", source / "zg_async", ignore=hidden)
+    for path in source.rglob("*") if at is not None else ():
+        os.utime(path, (at, at))
     command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", str(folder), "."]
     done = subprocess.run(command, cwd=source, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
-    with zipfile.ZipFile(next(folder.glob("zg_async-*.whl"))) as archive:
-        yield {name: archive.read(name) for name in archive.namelist()}
+    return next(folder.glob("zg_async-*.whl"))
 
 
 def _metadata(wheel) -> list[str]:
@@ -63,6 +74,14 @@ def test_a_wheel_holds_the_type_marker_contracts_artifacts_and_data(wheel):
     wanted = {n for n in sources if re.match(r"zg_async/devnet/(contracts/\w+\.sol|artifacts/|data/)", n)}
     assert wanted - set(wheel) == set()
     assert any("/data/" in name for name in wanted)
+
+
+@pytest.mark.slow
+@pytest.mark.goal("HRD-23", part="two builds are bit-equal")
+def test_a_checkout_of_another_time_gives_the_same_wheel_to_the_bit(wheel_file, tmp_path):
+    other = _built(tmp_path, at=1.6e9)
+    assert other.name == wheel_file.name
+    assert other.read_bytes() == wheel_file.read_bytes()
 
 
 @pytest.mark.slow
