@@ -137,7 +137,7 @@ def test_a_password_is_changed_only_by_who_knows_it(wallets, capsys, monkeypatch
     [
         (["new"], "--password-fd"),
         (["new", "../out"], "can't name a wallet"),
-        (["import", "--key-file", "/no/such"], "can't read the key file"),
+        (["import", "--key-file", "/no/such"], "can't read the private key file"),
         (["import", "--key-file", "a", "--key-fd", "3"], "several keys"),
         (["import"], "--key-fd"),
         (["new", "--password-fd", "999"], "can't be read"),
@@ -201,3 +201,30 @@ def test_on_a_terminal_the_password_is_asked_for_twice_and_never_shown(wallets):
     assert "New password:" in shown
     assert PASSWORD not in shown
     assert LocalSigner.from_keystore(wallets / "tty.json", PASSWORD.encode()).address in shown
+
+
+@pytest.mark.goal("SEC-10", part="a key that is pasted is neither kept nor repeated")
+@pytest.mark.parametrize(
+    "words",
+    [
+        "wallet new KEY",
+        "wallet import KEY",
+        "wallet import 0xKEY",
+        "wallet import x --key-file KEY",
+        "wallet passwd KEY",
+        "login KEY",
+        "profile set KEY network=local",
+        "profile set x wallet=0xKEY",
+        "get-account --network local --wallet 0xKEY",
+        "get-account --network local --private-key-file 0xKEY",
+        "get-account 0xKEY",
+        "0xKEY",
+    ],
+)
+def test_a_private_key_in_the_wrong_place_is_neither_kept_nor_repeated(home, capsys, monkeypatch, words):
+    monkeypatch.setenv("ZG_PASSWORD", PASSWORD)
+    key = KEYS[0].removeprefix("0x")
+    assert run(words.replace("KEY", key).split()) in (2, 8)
+    told = capsys.readouterr()
+    assert key not in told.out + told.err
+    assert [path for path in home.rglob("*") if path.is_file()] == []

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import Final, Literal
 from urllib.parse import urlsplit
 
-from zg_async.cli.profiles import ConfigFile, config_path, read_config, wallet_names
+from zg_async.cli.profiles import ConfigFile, config_path, read_config, refuse_key, wallet_names
 from zg_async.errors import ConfigError
 from zg_async.networks import NETWORKS, Network, get_network
 from zg_async.text import hidden, printable
@@ -300,6 +300,8 @@ def _check(name: str, value: str) -> None:
         parse_address(value, what=name.replace("_", "-"))
     if name == "provider_rate":
         rate_of(value)
+    if name == "wallet":
+        refuse_key(value, what="wallet")
 
 
 def rate_of(text: str) -> float | None:

@@ -41,7 +41,7 @@ async def demo(
     made = not out.exists()
     await _check_inputs(dataset, params, out)
     question, expected = _first_row(dataset)
-    screen: Screen = JsonLines() if json_lines else JobView()
+    screen: Screen = JsonLines() if json_lines else JobView(leave="Ctrl-C ends it and leaves nothing")
     with tempfile.TemporaryDirectory(prefix="zg-demo-") as state, screen:
         chat = (question, expected if bundled else None)
         try:

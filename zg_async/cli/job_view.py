@@ -141,8 +141,13 @@ class JsonLines:
 class JobView:
     """Lines for people, on standard error; with a live line on a terminal."""
 
-    def __init__(self) -> None:
-        """Look at the terminal; nothing is shown yet."""
+    def __init__(self, *, leave: str = "Ctrl-C leaves it running") -> None:
+        """Look at the terminal; nothing is shown yet.
+
+        Args:
+            leave: What Ctrl-C does.
+        """
+        self._leave = leave
         self._console = Console(stderr=True, highlight=False)
         self._spinner = Spinner("dots")
         self._since = time.monotonic()
@@ -193,7 +198,7 @@ class JobView:
             rows["cost"] = format_amount(self._fee)
         if self._deadline is not None:
             rows["deadline"] = self._window()
-        rows["time"] = f"{duration_text(time.monotonic() - self._since)}; Ctrl-C detaches"
+        rows["time"] = f"{duration_text(time.monotonic() - self._since)}; {self._leave}"
         return Group(self._spinner, *(Text(f"  {name:<12} {value}", "dim") for name, value in rows.items()))
 
     def done(self, name: str, text: str) -> None:

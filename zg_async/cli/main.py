@@ -13,6 +13,7 @@ import cyclopts
 
 from zg_async import __version__
 from zg_async.cli.output import UsageError, print_json
+from zg_async.cli.profiles import KEY_LIKE
 from zg_async.cli.render import exit_code
 from zg_async.errors import ZgError
 from zg_async.text import printable
@@ -260,7 +261,7 @@ class _Ending:
         self._as_json, self._debug = as_json, debug
 
     def usage(self, text: str) -> int:
-        return self._end(2, "usage", text, None)
+        return self._end(2, "usage", KEY_LIKE.sub("(64 hex digits)", text), None)  # it may be a key
 
     def of(self, error: BaseException) -> int:
         if isinstance(error, KeyboardInterrupt):
@@ -299,6 +300,8 @@ def _usage(error: cyclopts.CycloptsError, arguments: list[str]) -> str:
     given = {word.partition("=")[0] for word in arguments} & RETIRED.keys()
     for flag in sorted(given - _flags(arguments) if given else ()):
         return f"{flag} is gone: {RETIRED[flag]}"
+    if isinstance(error, cyclopts.UnusedCliTokensError):
+        return f"Unexpected: {' '.join(error.unused_tokens or ())}. `--help` behind the command shows what it takes"
     lines = [line for text in str(error).splitlines() if (line := text.strip(" │╭╮╰╯─"))]
     text = " ".join(lines)
     return (text if text.endswith("?") else text.rstrip(".") + ".") + " `--help` behind the command shows its flags"

@@ -19,6 +19,8 @@ from zg_async.wire.strict_json import BadJsonError, decode_json
 _LIMIT: Final = 256 * 1024
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 _VERSION: Final = 1
+KEY_LIKE: Final = re.compile(r"\b(0x)?[0-9a-fA-F]{64}\b")
+"""What may be a private key that somebody pasted in the wrong place."""
 PEERS_FILE: Final = Path(".0g-compute-cli") / "config.json"
 
 
@@ -62,12 +64,30 @@ def check_name(name: str, *, what: str) -> str:
     Raises:
         ConfigError: It can't.
     """
+    refuse_key(name, what=f"name of a {what}")
     if not _NAME.fullmatch(name):
         raise ConfigError(
             f"{printable(name, limit=80)!r} can't name a {what}",
             hint="Letters, digits and _ . - are possible, up to 64",
         )
     return name
+
+
+def refuse_key(text: str, *, what: str) -> None:
+    """Take a private key for nothing else; it isn't repeated.
+
+    Args:
+        text: What was given.
+        what: As what.
+
+    Raises:
+        ConfigError: It looks like a private key.
+    """
+    if KEY_LIKE.fullmatch(text):
+        raise ConfigError(
+            f"the {what} has the form of a private key, which mustn't be on a command line",
+            hint="If it is one, others may have seen it: use another wallet. A key comes from a file only you can read",
+        )
 
 
 def config_path(environment: Mapping[str, str]) -> Path:

@@ -11,7 +11,7 @@ import anyio
 import anyio.to_thread
 
 from zg_async.cli.config import Settings, WalletChoice
-from zg_async.cli.profiles import config_path, wallets_dir
+from zg_async.cli.profiles import config_path, refuse_key, wallets_dir
 from zg_async.errors import ConfigError
 from zg_async.paths import read_private
 from zg_async.text import hidden, printable
@@ -47,12 +47,18 @@ async def unlock(settings: Settings, stack: contextlib.AsyncExitStack) -> "Signe
         password = await anyio.to_thread.run_sync(read_password, settings, f"Password of {path.name}: ")
         return await anyio.to_thread.run_sync(LocalSigner.from_keystore, path, password)
     if choice.kind == "key file":
-        data = await anyio.to_thread.run_sync(_read_key, Path(choice.where))
+        data = await anyio.to_thread.run_sync(read_key, Path(choice.where))
         return LocalSigner.from_key(hidden(data.decode("ascii", "replace")))
     return LocalSigner.from_key(hidden(choice.key or ""))
 
 
-def _read_key(path: Path) -> bytes:
+def read_key(path: Path) -> bytes:
+    """Read a private key's file.
+
+    Raises:
+        ConfigError: It can't be read, others can read it, or the path looks like the key itself.
+    """
+    refuse_key(str(path), what="path of the key's file")
     return hidden(read_private(path, what="private key file", limit=_KEY_LIMIT))
 
 
@@ -62,6 +68,7 @@ def keystore_path(where: str) -> Path:
     Raises:
         ConfigError: There is none.
     """
+    refuse_key(where, what="wallet")
     folder = wallets_dir(config_path(os.environ))
     if "/" in where or os.sep in where or where.endswith(".json"):
         return Path(where)
@@ -101,7 +108,9 @@ async def wallet_address(choice: WalletChoice) -> Address | None:
         return signer.address
 
 
-def read_password(settings: Settings, prompt: str, *, flag: str = "--password-fd", repeat: bool = False) -> bytes:
+def read_password(
+    settings: Settings, prompt: str, *, flag: str = "--password-fd, or set ZG_PASSWORD", repeat: bool = False
+) -> bytes:
     """Get a keystore's password: from the file descriptor, else the environment, else the terminal.
 
     Args:

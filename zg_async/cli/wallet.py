@@ -12,7 +12,14 @@ from zg_async.cli.config import OPTIONS, Settings
 from zg_async.cli.opening import HERE, Where, open_broker
 from zg_async.cli.output import emit, note
 from zg_async.cli.profiles import check_name, config_path, wallet_names, wallets_dir
-from zg_async.cli.unlocking import ask_secret, keystore_path, read_descriptor, read_password, stated_address
+from zg_async.cli.unlocking import (
+    ask_secret,
+    keystore_path,
+    read_descriptor,
+    read_key,
+    read_password,
+    stated_address,
+)
 from zg_async.errors import ConfigError, ZgError
 from zg_async.paths import read_private, write_private
 from zg_async.text import hidden, printable
@@ -185,7 +192,7 @@ def private_key_of(file: Path | None, descriptor: int | None) -> str:
         ConfigError: There is none.
     """
     if file is not None:
-        return hidden(read_private(file, what="key file", limit=1024).decode("ascii", "replace"))
+        return hidden(read_key(file).decode("ascii", "replace"))
     if descriptor is not None:
         return hidden(read_descriptor(descriptor).decode("ascii", "replace"))
     for variable in OPTIONS["private_key"].env:

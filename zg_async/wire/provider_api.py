@@ -514,6 +514,7 @@ PREDEFINED_MODELS: Final = (
         name="Qwen2.5-0.5B-Instruct",
         hash="0xb4f76a886b8655c92bb021922d60b5e4d9271a5c9da98b6cb10937a06c2c75a7",
         tokenizer="Qwen/Qwen2.5-0.5B-Instruct",
+        description="Qwen 2.5 for chat, half a billion parameters: https://huggingface.co/Qwen/Qwen2.5-0.5B-Instruct",
         price_coefficient=1,
         storage_fee=10**16,
         networks=("testnet", "testnet-dev", "mainnet", "local"),
@@ -522,6 +523,7 @@ PREDEFINED_MODELS: Final = (
         name="Qwen3-32B",
         hash="0x2e6f9620c35bdcb2b753cc7aa34e78077a8ed133e36fa36008fd6bdfd29af3a5",
         tokenizer="Qwen/Qwen3-32B",
+        description="Qwen 3, 32 billion parameters: https://huggingface.co/Qwen/Qwen3-32B",
         price_coefficient=8,
         storage_fee=9 * 10**16,
         networks=("mainnet", "local"),
@@ -530,6 +532,7 @@ PREDEFINED_MODELS: Final = (
         name="mock-model",
         hash="0xcb42b5ca9e998c82dd239ef2d20d22a4ae16b3dc0ce0a855c93b52c7c2bab6dc",
         tokenizer="0x382842561e59d71f90c1861041989428dd2c1f664e65a56ea21f3ade216b2046",
+        description="For providers on a network of your own",
         networks=("local",),
     ),
 )
