@@ -59,6 +59,8 @@ ALL: tuple[e.Event, ...] = (
     e.CancelRefused(reason="training"),
     e.JobFailed(stage="deploy_adapter", code="adapter", message="no", hint=None),
     e.JobResumed(accept_changes=True),
+    e.JobMoved(),
+    e.JobArrived(dataset="/there/train.jsonl"),
     e.JobCancelled(reason="asked"),
     e.JobSucceeded(adapter_path="/out/adapter", adapter_name=None, fee=1, gas=2, transactions=("0x" + "11" * 32,)),
     e.CostEstimated(provider=PROVIDER, fee_low=1, fee_likely=10**16, fee_high=10**17, gas=10**15, method="bytes"),

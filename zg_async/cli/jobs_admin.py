@@ -3,7 +3,8 @@
 import contextlib
 import dataclasses
 import json
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import cyclopts
@@ -18,6 +19,7 @@ from zg_async.units import format_amount
 
 if TYPE_CHECKING:
     from zg_async.broker import Broker
+    from zg_async.jobs.runner import JobHandle, JobRunner
     from zg_async.jobs.sqlite import SqliteStore
     from zg_async.jobs.state import JobState
 
@@ -76,7 +78,7 @@ async def attach(job_id: str, *, where: Paying = PAYING) -> int:
         job_id: Which job.
         where: Network and wallet.
     """
-    return await _follow(job_id, where, resume=False, accept_changes=False)
+    return await _follow(where, lambda runner: runner.attach(job_id))
 
 
 @app.command
@@ -88,7 +90,37 @@ async def resume(job_id: str, *, accept_changes: bool = False, where: Paying = P
         accept_changes: Accept the provider's present URL, price and signer.
         where: Network and wallet.
     """
-    return await _follow(job_id, where, resume=True, accept_changes=accept_changes)
+    return await _follow(where, lambda runner: runner.resume(job_id, accept_changes=accept_changes))
+
+
+@app.command
+async def export(job_id: str, file: Path, *, where: Paying = PAYING) -> None:
+    """Write a job that hasn't ended to a file, to go on with it at another machine; here it is left alone.
+
+    Args:
+        job_id: Which job.
+        file: A new file; it holds no key.
+        where: Network and wallet.
+    """
+    from zg_async.jobs.runner import JobRunner
+
+    async with open_broker(where) as broker, JobRunner(broker, guard=False) as runner:
+        await runner.export_job(job_id, file)
+    said = f"exported to {file}; go on with it there: zg jobs import {file}"
+    emit(where, "exported_job", {"job_id": job_id, "path": str(file)}, lambda: said)
+
+
+@app.command(name="import")
+async def import_(file: Path, *, dataset: Path | None = None, out: Path | None = None, where: Paying = PAYING) -> int:
+    """Go on with a job that was exported at another machine, and follow it.
+
+    Args:
+        file: The job's file.
+        dataset: Where its dataset is here; needed until the provider has it.
+        out: Where its output goes here.
+        where: Network and wallet.
+    """
+    return await _follow(where, lambda runner: runner.import_job(file, dataset=dataset, output_dir=out))
 
 
 @app.command
@@ -164,14 +196,14 @@ async def doctor(provider: str, *, fix: bool = False, where: Paying = PAYING) ->
 # --- what they share --------------------------------------------------------------------------------------------------
 
 
-async def _follow(job_id: str, where: Where, *, resume: bool, accept_changes: bool) -> int:
+async def _follow(where: Where, find: "Callable[[JobRunner], Awaitable[JobHandle]]") -> int:
     from zg_async.jobs.runner import JobRunner
     from zg_async.jobs.state import JobStatus
 
     async with open_broker(where) as broker, JobRunner(broker) as runner:
         with JsonLines() if where.as_json else JobView() as screen:
-            handle = await (runner.resume(job_id, accept_changes=accept_changes) if resume else runner.attach(job_id))
-            again = leaving("the job can go on, its task at the provider does", f"zg jobs attach {job_id}")
+            handle = await find(runner)
+            again = leaving("the job can go on, its task at the provider does", f"zg jobs attach {handle.id}")
             with again:
                 state = await show_job(handle, broker, screen)
             return 0 if state.status is JobStatus.SUCCEEDED else 1

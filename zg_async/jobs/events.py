@@ -350,6 +350,24 @@ class JobResumed(_Fact):
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class JobMoved(_Fact):
+    """It was exported, to go on at another machine: this one doesn't drive it any more."""
+
+    kind: Literal["job_moved"] = "job_moved"
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class JobArrived(_Fact):
+    """It came from another machine, and goes on here."""
+
+    dataset: str | None = None
+    """Where its dataset is here; None: where it was there."""
+    output_dir: str | None = None
+    """The same for its output."""
+    kind: Literal["job_arrived"] = "job_arrived"
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class JobSucceeded(_Fact):
     """All stages are done."""
 
@@ -418,6 +436,8 @@ Event = (
     | CancelRequested
     | CancelRefused
     | JobResumed
+    | JobMoved
+    | JobArrived
     | JobSucceeded
     | JobFailed
     | JobCancelled

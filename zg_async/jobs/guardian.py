@@ -117,14 +117,20 @@ class Guardian:
 
     # ---- tasks
 
+    def forget(self, task_id: TaskId) -> None:
+        """Look anew which job accounts for a task."""
+        self._owners.pop(task_id, None)
+
     async def _guard(self, wallet: Address, task: OpenTask, began: dt.datetime) -> None:
         if any(_is_of(driver.state, task) for driver in self._drivers()):
             return
         state = await self._owner(wallet, task)
         if state is None:
             return
-        if not state.job_id:
+        if not state.job_id or (state.moved and not self._is_early(task)):
             await self._adopt(wallet, task)
+        elif state.moved:
+            return
         elif state.status in (JobStatus.CANCELLED, JobStatus.SUCCEEDED):
             (*_, end) = await self._store.read(state.job_id, state.seq - 1)
             if end.at is None or began >= end.at + _SETTLING:
@@ -136,14 +142,17 @@ class Guardian:
         """Return the job that accounts for a task, an empty state if none does, None if that can't be said."""
         if (job_id := self._owners.get(task.task_id)) is not None:
             return fold(await self._store.read(job_id))
+        ended: JobState | None = None
         for job_id in await self._store.list_jobs():
             state = fold(await self._store.read(job_id))
-            if _is_of(state, task):
+            if _is_of(state, task) and state.adopted and state.status is JobStatus.CANCELLED:
+                ended = state  # it gave way to the job whose task it is
+            elif _is_of(state, task):
                 self._owners[task.task_id] = job_id
                 return state
             if _may_have_forgotten(state, wallet):
                 return None
-        return JobState()
+        return ended or JobState()
 
     async def _rescue(self, state: JobState, task: OpenTask) -> None:
         """Resume a failed job whose delivery can still be saved."""
@@ -190,8 +199,10 @@ class Guardian:
     def _is_driven_elsewhere(self, task: OpenTask) -> bool:
         """Say whether to leave a task to another runner; a delivered one isn't left to it for long."""
         names = {task.task_id, str(task.task.request_nonce)} if task.task else {task.task_id}
-        if not names & self._elsewhere:
-            return False
+        return bool(names & self._elsewhere) and self._is_early(task)
+
+    def _is_early(self, task: OpenTask) -> bool:
+        """Say whether whoever drives a task elsewhere still has time to take its delivery."""
         return task.deliverable is None or self._chain_now() < task.deliverable.timestamp + _PATIENCE
 
     def _spec(self, wallet: Address, task: OpenTask, service: FineTuningService) -> JobSpec:

@@ -6,10 +6,12 @@ goes on. Nothing depends on clean-up.
 
 import dataclasses
 import hashlib
+import os
 import signal
 import uuid
 from collections import deque
 from collections.abc import Generator, Iterable, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final
 
@@ -29,9 +31,19 @@ from zg_async.errors import (
 )
 from zg_async.jobs.batch import AT_ONCE, Batch, BatchResult, run_batch
 from zg_async.jobs.driver import Driver, now
-from zg_async.jobs.events import DatasetChecked, Event, JobResumed, JobSubmitted, JobWarned
+from zg_async.jobs.events import (
+    DatasetChecked,
+    Event,
+    JobArrived,
+    JobCancelled,
+    JobMoved,
+    JobResumed,
+    JobSubmitted,
+    JobWarned,
+)
 from zg_async.jobs.guardian import Guardian
 from zg_async.jobs.live import follow, notebook_display, state_html
+from zg_async.jobs.moving import absolute, newer_events, read_job, write_job
 from zg_async.jobs.notify import Notifier, Notify, notifying
 from zg_async.jobs.plan import JobPlan, make_plan
 from zg_async.jobs.policies import Approve
@@ -44,7 +56,7 @@ from zg_async.jobs.state import JobResult, JobState, JobStatus, apply, fold
 from zg_async.jobs.store import Owner, Store
 from zg_async.jobs.upkeep import is_dead, remove_leftovers
 from zg_async.jobs.wallet_pool import WalletPool
-from zg_async.jobs.work import Work
+from zg_async.jobs.work import Work, known
 from zg_async.logs import get_logger
 from zg_async.managers.costs import Cost, fees_of
 from zg_async.managers.dataset import require_usable
@@ -102,10 +114,8 @@ class JobRunner:
 
     async def __aenter__(self) -> "JobRunner":
         """Open the journal and go on with every unfinished job in it."""
-        chain, first = self._broker.chain, self._broker.address
-        wallets = tuple(dict.fromkeys((first, *self._broker.wallets)))
         try:
-            await self._store.open(Owner(chain_id=chain.chain_id, genesis=chain.genesis_hash, wallets=wallets))
+            await self._store.open(self._owner())
             self._is_open = True
             if self._notifier is not None:
                 self._notifier.start()
@@ -137,6 +147,11 @@ class JobRunner:
                 await self._notifier.aclose()
             await self._presence.leave()
             await self._store.aclose()
+
+    def _owner(self) -> Owner:
+        chain = self._broker.chain
+        wallets = tuple(dict.fromkeys((self._broker.address, *self._broker.wallets)))
+        return Owner(chain_id=chain.chain_id, genesis=chain.genesis_hash, wallets=wallets)
 
     # ---- what users call
 
@@ -236,6 +251,21 @@ class JobRunner:
         """What it runs on."""
         return self._broker
 
+    @property
+    def is_driver(self) -> bool:
+        """Whether this process drives the journal's jobs, and not another one."""
+        return self._is_open and self._store.is_writer
+
+    async def find_job(self, spec: JobSpec) -> "JobHandle | None":
+        """Return the job that a specification with a key has in the journal; None: it was never submitted to it.
+
+        Raises:
+            ConfigError: The specification can't be used.
+        """
+        self._require_sound()
+        job_id = self._job_id(await self._normalise(spec))
+        return JobHandle(self, job_id) if await self._store.read(job_id) else None
+
     async def attach(self, job_id: str) -> "JobHandle":
         """Get the handle of a job, whichever process runs or ran it.
 
@@ -262,11 +292,118 @@ class JobRunner:
         if (driver := self._drivers.get(handle.id)) is not None and driver.state.status.is_terminal:
             await driver.ended.wait()
         state = await handle.state()
+        if state.moved:
+            raise _moved(state)
         if state.status is JobStatus.FAILED:
             event = JobResumed(accept_changes=accept_changes, at=now(self._clock))
             state = fold(await self._store.append(handle.id, event), state)
         self._start(state)
         return handle
+
+    async def export_job(self, job_id: str, path: str | os.PathLike[str]) -> None:
+        """Write a job to a file with which it goes on at another machine, and leave it alone here from now on.
+
+        It is stopped wherever it is; its task at the provider goes on. What it has signed is waited for. Exporting it
+        again writes the same once more.
+
+        Args:
+            job_id: Which job; one that hasn't ended, or has failed.
+            path: A new file. It holds no key and no password, but tells what the job did and sent.
+
+        Raises:
+            ConfigError: The job has ended, or the file can't be written.
+            JournalError: The journal doesn't know it, is damaged, or another process drives it.
+        """
+        handle = await self.attach(job_id)
+        self._require_writer()
+        await self._halt(handle.id)
+        state = await handle.state()
+        if is_dead(state) or state.wallet is None:
+            raise ConfigError(f"job {job_id} has ended: there is nothing to go on with", hint="Copy its output folder")
+        if not state.moved:
+            state = fold(await self._store.append(handle.id, JobMoved(at=now(self._clock))), state)
+        self._start(state)
+        handover = await self._broker.chain.hand_over(handle.id, wallet=known(state.wallet))
+        events = await self._store.read(handle.id)
+        await anyio.to_thread.run_sync(write_job, Path(path), self._owner(), events, handover)
+
+    async def import_job(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        dataset: str | os.PathLike[str] | None = None,
+        output_dir: str | os.PathLike[str] | None = None,
+    ) -> "JobHandle":
+        """Go on with a job that was exported at another machine, or come back from there.
+
+        Args:
+            path: Its file.
+            dataset: Where its dataset is here; None: at the same path. Needed until the provider has it.
+            output_dir: Where its output goes here; None: to the same path.
+
+        Returns:
+            Its handle. A job that had failed is failed here, too: `resume` tries it again.
+
+        Raises:
+            JournalError: The file is damaged or of another network, the job is here already, or what it has sent isn't
+                on the chain. Nothing was recorded in the journal.
+            ConfigError: The broker lacks the job's wallet, or the dataset isn't there.
+        """
+        self._require_writer()
+        moved = await anyio.to_thread.run_sync(read_job, Path(path))
+        state, owner = moved.state, self._owner()
+        if (
+            state.spec is None
+            or state.wallet is None
+            or state.unknown
+            or (moved.chain_id, moved.genesis)
+            != (
+                owner.chain_id,
+                owner.genesis,
+            )
+        ):
+            raise JournalError(f"{path} is of another network, or of a newer version", hint="Import it there")
+        if state.wallet not in self._broker.wallets:
+            raise ConfigError(f"the broker has no key for {state.wallet}", hint="Pass it to create_broker")
+        here = await self._store.read(state.job_id)
+        news = newer_events(Path(path), here, moved)
+        arrived = JobArrived(dataset=absolute(dataset), output_dir=absolute(output_dir), at=now(self._clock))
+        state = apply(state, arrived)
+        await self._check_place(known(state.spec), needs_dataset=state.dataset_hash is None)
+        self._cap(state)
+        await self._broker.chain.take_over(moved.handover, wallet=known(state.wallet))
+        await self._give_way(state)
+        if here:
+            await self._store.append(state.job_id, *news, arrived)
+        elif await self._store.create(state.job_id, *news, arrived) is None:
+            raise JournalError(f"job {state.job_id} is in this journal already", hint="Attach to it")
+        await self._give_way(state)  # the guardian may have been about to
+        self._start(fold(await self._store.read(state.job_id)))
+        return JobHandle(self, state.job_id)
+
+    async def _halt(self, job_id: JobId) -> None:
+        if (driver := self._drivers.get(job_id)) is not None:
+            driver.stop()
+            await driver.ended.wait()
+
+    async def _give_way(self, state: JobState) -> None:
+        """End what the guardian began for a job's task before the job itself had come."""
+        for other in await self.list_jobs():
+            if not other.adopted or other.status.is_terminal or other.provider != state.provider:
+                continue
+            names = {name for name in (other.task_id, other.request_nonce) if name}
+            if names & {state.task_id, state.request_nonce}:
+                await self._halt(other.job_id)
+                await self._broker.chain.hand_over(other.job_id, wallet=known(other.wallet))  # what it signed is mined
+                reason = f"its task is that of {state.job_id}, which was imported"
+                await self._store.append(other.job_id, JobCancelled(reason=reason, at=now(self._clock)))
+                self._guardian.forget(known(other.task_id))
+
+    async def _check_place(self, spec: JobSpec, *, needs_dataset: bool) -> None:
+        if needs_dataset and spec.dataset_root is None and not await anyio.Path(spec.dataset).is_file():
+            raise ConfigError(f"the dataset {spec.dataset} isn't here", hint="Copy it, and give import_job its path")
+        await anyio.to_thread.run_sync(check_output, spec.output_dir)
+        await anyio.to_thread.run_sync(make_output, spec.output_dir)
 
     async def list_jobs(self) -> tuple[JobState, ...]:
         """Return the state of every job in the journal, oldest first."""
@@ -394,6 +531,10 @@ class JobRunner:
 
     def _start(self, state: JobState) -> None:
         if state.status.is_terminal or state.job_id in self._drivers or not self._is_open:
+            return
+        if state.moved:
+            self._stopped[state.job_id] = _moved(state)
+            self._store.notify()
             return
         self._stopped.pop(state.job_id, None)
         self._cap(state)
@@ -525,6 +666,13 @@ class JobRunner:
             raise JournalError(
                 "another process drives this journal", hint="Attach to its jobs here, or end the other process first"
             )
+
+
+def _moved(state: JobState) -> JournalError:
+    return JournalError(
+        f"job {state.job_id} was exported, and goes on where its file was imported",
+        hint="To go on here again, export it there and import that file here",
+    )
 
 
 _MAX_WARNINGS: Final = 20

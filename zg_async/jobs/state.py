@@ -20,8 +20,10 @@ from zg_async.jobs.events import (
     DeliveryForfeited,
     DeliveryUnverified,
     Event,
+    JobArrived,
     JobCancelled,
     JobFailed,
+    JobMoved,
     JobQueued,
     JobReconciled,
     JobResumed,
@@ -157,6 +159,8 @@ class JobState(Shown):
     limits_tried: frozenset[str] = frozenset()
     """Time limits by which it was to be cancelled; emptied when the provider puts the task back."""
     failure: JobFailed | None = None
+    moved: bool = False
+    """It was exported, and goes on at another machine."""
     unknown: bool = False
     """It has events this version can't read, so this version can't drive it."""
 
@@ -266,6 +270,10 @@ def _apply(state: JobState, event: Event) -> JobState:  # one arm per event
             return change(cancel_requested=False)
         case JobResumed():
             return _resumed(state, event)
+        case JobMoved():
+            return change(moved=True)
+        case JobArrived():
+            return _arrived(state, event)
         case JobSucceeded():
             return change(status=JobStatus.SUCCEEDED, cancel_requested=False)
         case JobFailed():
@@ -340,6 +348,15 @@ def _resumed(state: JobState, event: JobResumed) -> JobState:
         queued_at=event.at,
         limits_tried=frozenset(),
     )
+
+
+def _arrived(state: JobState, event: JobArrived) -> JobState:
+    spec = state.spec
+    if spec is not None:
+        spec = dataclasses.replace(
+            spec, dataset=event.dataset or spec.dataset, output_dir=event.output_dir or spec.output_dir
+        )
+    return dataclasses.replace(state, spec=spec, moved=False)
 
 
 def _adopted(state: JobState, event: TaskAdopted) -> JobState:

@@ -26,7 +26,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
 from zg_async.errors import JournalError
-from zg_async.transport.budget import Totals, money_of, money_of_row
+from zg_async.transport.budget import Totals, group_of, money_of, money_of_row
 from zg_async.transport.rows import Entry, Found, Inclusion, LaneId, Loss, Money, Row, RowStatus, Version
 from zg_async.transport.transaction import intent_digest
 from zg_async.wire.records import Address, TxHash
@@ -106,6 +106,11 @@ class LaneBook:
     def mined_rows(self) -> tuple[Row, ...]:
         """Return what is in a block, reverted or not, by nonce."""
         rows = (row for row in self._rows.values() if row.inclusion is not None)
+        return tuple(sorted(rows, key=lambda row: row.account_nonce))
+
+    def rows_of(self, group: str) -> tuple[Row, ...]:
+        """Return the newest attempt of each key of a job, by nonce."""
+        rows = (row for key, row in self._latest.items() if group_of(key) == group)
         return tuple(sorted(rows, key=lambda row: row.account_nonce))
 
     def spent(self, since: float = 0.0) -> tuple[int, int]:

@@ -28,6 +28,7 @@ from zg_async.tracing import span
 from zg_async.transport.budget import Budget, SpendLimits
 from zg_async.transport.fees import FeePolicy
 from zg_async.transport.guard import Guard, network_guard
+from zg_async.transport.handover import Handover, hand_over, take_over
 from zg_async.transport.heads import Block, BlockWatcher, ReceiptPoll, parse_block
 from zg_async.transport.lane import Lane, LaneParts, open_lane
 from zg_async.transport.logs import LogReader, Topics
@@ -507,6 +508,14 @@ class Chain:
         """Return what this user's programs have sent from a wallet and is in a block, by nonce."""
         lane = await self._lane(wallet)
         return (await self._outbox.refresh(lane.id)).mined_rows()
+
+    async def hand_over(self, job: str, *, wallet: str) -> Handover:
+        """Wait until all that a job has signed is mined, and say what it was; see `JobRunner.export_job`."""
+        return await hand_over(await self._lane(wallet), job)
+
+    async def take_over(self, handover: Handover, *, wallet: str) -> None:
+        """Record what a job sent from this wallet on another machine; see `JobRunner.import_job`."""
+        await take_over(await self._lane(wallet), handover)
 
     async def charge(self, key: str, amount: int, *, wallet: str, settled: bool = False) -> None:
         """Count what a task may cost, or has cost, at a provider, durably, with all else that is spent.
