@@ -141,3 +141,15 @@ async def test_a_turn_given_to_one_that_is_cancelled_at_that_moment_goes_to_the_
         await side.let_go(len(side.gates) - 1)
     assert asked.got["d"] == [40]
     assert asked.got["c"] in ([30], None)
+
+
+async def test_one_that_goes_with_another_is_cancelled_under_way_and_the_other_has_its_answer(side):
+    async with anyio.create_task_group() as group:
+        asked = Asked(side, group, at_once=1, most=4)
+        await asked.begin(a=[1], b=[2], c=[3])
+        await side.let_go(0)
+        assert side.exchanges[1] == [2, 3]
+        asked.scopes["c"].cancel()
+        await anyio.wait_all_tasks_blocked()
+        await side.let_go(1)
+    assert asked.got == {"a": [10], "b": [20]}

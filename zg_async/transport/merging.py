@@ -27,6 +27,8 @@ class _Waiting(Generic[A, R]):
     """Who to take along: set when it is this one's turn."""
     answers: Sequence[R] | ZgError | None = None
     """None when woken: nothing is known, ask alone."""
+    gone: bool = False
+    """Cancelled: it can't be given a turn any more."""
 
 
 class Merger(Generic[A, R]):
@@ -73,10 +75,11 @@ class Merger(Generic[A, R]):
             await own.event.wait()
             arrived = True
         finally:
-            if not own.event.is_set():
+            own.gone = not arrived
+            if own in self._line:
                 self._line.remove(own)
             elif not arrived and own.followers is not None:  # cancelled when it was its turn
-                self._line[:0] = own.followers
+                self._line[:0] = [one for one in own.followers if not one.gone]
                 self._next()
 
     async def _lead(self, own: _Waiting[A, R], followers: list[_Waiting[A, R]]) -> Sequence[R] | ZgError:
