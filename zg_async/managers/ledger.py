@@ -19,6 +19,7 @@ from zg_async.logs import get_logger
 from zg_async.managers.account_room import AccountRoom
 from zg_async.managers.context import Context
 from zg_async.managers.funding import Funder, FundingPlan, or_none
+from zg_async.managers.pages import MOST_ACCOUNTS, PAGE, read_pages
 from zg_async.managers.refund_watch import RefundsChanged, wait_refunds, watch_refunds
 from zg_async.managers.retrieving import OpenTasks, Retrieval, open_pairs, standing
 from zg_async.managers.services import LedgerLimits, ServiceType
@@ -38,7 +39,7 @@ from zg_async.wire.records import (
 )
 
 _log = get_logger("zg_async.ledger")
-_PAGE: Final = 50
+_MOST_LEDGERS: Final = 200_000
 MAX_OPEN_REFUNDS: Final = 5
 """Live refunds a sub-account can hold (FineTuningAccount.sol)."""
 
@@ -97,8 +98,8 @@ class LedgerManager:
         wallet = self._ctx.wallet
         ledger, inference, fine_tuning = await self._all(
             self._contract.get_ledger(wallet),
-            self._services.inference.get_accounts_by_user(wallet, 0, _PAGE),
-            self._services.fine_tuning.get_accounts_by_user(wallet, 0, _PAGE),
+            self._services.inference.get_accounts_by_user(wallet, 0, PAGE),
+            self._services.fine_tuning.get_accounts_by_user(wallet, 0, PAGE),
         )
         return LedgerDetail(
             ledger=ledger,
@@ -107,24 +108,20 @@ class LedgerManager:
         )
 
     async def _rest(self, contract: Any, first: tuple[Sequence[Any], int]) -> tuple[AccountSummary, ...]:
-        rows, total = list(first[0]), first[1]
-        while rows and len(rows) < total:
-            page, total = await self._ctx.chain.call(contract.get_accounts_by_user(self._ctx.wallet, len(rows), _PAGE))
-            if not page:
-                break
-            rows.extend(page)
+        rows = await read_pages(
+            lambda offset: self._ctx.chain.call(contract.get_accounts_by_user(self._ctx.wallet, offset, PAGE)),
+            most=MOST_ACCOUNTS,
+            first=first,
+        )
         return tuple(_summary(row) for row in rows)
 
     async def list_ledger(self) -> tuple[Ledger, ...]:
         """Read all ledgers of the network, page by page."""
-        ledgers: list[Ledger] = []
-        total = 1
-        while len(ledgers) < total:
-            page, total = await self._ctx.chain.call(self._contract.get_all_ledgers(len(ledgers), _PAGE))
-            if not page:
-                break
-            ledgers.extend(page)
-        return tuple(ledgers)
+        return tuple(
+            await read_pages(
+                lambda offset: self._ctx.chain.call(self._contract.get_all_ledgers(offset, PAGE)), most=_MOST_LEDGERS
+            )
+        )
 
     async def get_providers_with_balance(self, service_type: ServiceType) -> Records[AccountSummary]:
         """List the sub-accounts of one service type that hold money.
@@ -134,7 +131,7 @@ class LedgerManager:
         """
         await self._services.full_name(service_type)
         contract: Any = self._services.fine_tuning if service_type == "fine-tuning" else self._services.inference
-        first = await self._ctx.chain.call(contract.get_accounts_by_user(self._ctx.wallet, 0, _PAGE))
+        first = await self._ctx.chain.call(contract.get_accounts_by_user(self._ctx.wallet, 0, PAGE))
         return Records(row for row in await self._rest(contract, first) if row.balance > 0)
 
     async def get_account_room(self, service_type: ServiceType) -> AccountRoom:
@@ -146,7 +143,7 @@ class LedgerManager:
         await self._services.full_name(service_type)
         contract: Any = self._services.fine_tuning if service_type == "fine-tuning" else self._services.inference
         wallet, limits = self._ctx.wallet, await self.get_limits()
-        rows = await self._rest(contract, await self._ctx.chain.call(contract.get_accounts_by_user(wallet, 0, _PAGE)))
+        rows = await self._rest(contract, await self._ctx.chain.call(contract.get_accounts_by_user(wallet, 0, PAGE)))
         providers = frozenset(row.provider for row in rows)
         return AccountRoom(wallet=wallet, service_type=service_type, providers=providers, most=limits.max_providers)
 

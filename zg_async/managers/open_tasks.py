@@ -8,9 +8,9 @@ import anyio
 
 from zg_async.errors import ProviderUnavailableError, ZgError
 from zg_async.managers.context import Context
+from zg_async.managers.pages import MOST_ACCOUNTS, PAGE, read_pages
 from zg_async.managers.provider_client import ProviderClient
 from zg_async.wire.records import (
-    AccountSummary,
     Address,
     Deliverable,
     FineTuningAccountDetails,
@@ -19,7 +19,6 @@ from zg_async.wire.records import (
     TaskId,
 )
 
-_PAGE: Final = 50
 _ASK_SECONDS: Final = 30.0
 """How long one provider may take to answer before the look goes on without it."""
 
@@ -52,13 +51,9 @@ class OpenTasks:
 async def read_open_tasks(ctx: Context) -> OpenTasks:
     """Ask the chain, and every provider where the wallet has a sub-account; without one there is no task."""
     contract, wallet = ctx.services.fine_tuning, ctx.wallet
-    rows: list[AccountSummary] = []
-    total = 1
-    while len(rows) < total:
-        page, total = await ctx.chain.call(contract.get_accounts_by_user(wallet, len(rows), _PAGE))
-        if not page:
-            break
-        rows.extend(page)
+    rows = await read_pages(
+        lambda offset: ctx.chain.call(contract.get_accounts_by_user(wallet, offset, PAGE)), most=MOST_ACCOUNTS
+    )
     services = {s.provider: s for s in await ctx.services.fine_tuning_services()}
     found = await ctx.chain.call_many([contract.get_account(wallet, row.provider) for row in rows])
     accounts = {a.provider: a for a in found if isinstance(a, FineTuningAccountDetails)}

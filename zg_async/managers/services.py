@@ -8,6 +8,7 @@ import anyio
 
 from zg_async.clock import Clock
 from zg_async.errors import ConfigError, NoInferenceServiceError, ServiceNotFoundError, WrongChainError, ZgError
+from zg_async.managers.pages import PAGE, read_pages
 from zg_async.networks import Network
 from zg_async.transport.chain import Chain
 from zg_async.wire.contracts import FineTuningContract, InferenceContract, LedgerContract
@@ -17,7 +18,7 @@ S = TypeVar("S")
 ServiceType = Literal["fine-tuning", "inference"]
 
 _TTL: Final = 60.0
-_PAGE: Final = 50
+_MOST_SERVICES: Final = 10_000
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -227,11 +228,7 @@ class ServiceDirectory:
 
     async def inference_services(self) -> tuple[InferenceService, ...]:
         """Read all inference registrations, page by page."""
-        services: list[InferenceService] = []
-        total = 1
-        while len(services) < total:
-            page, total = await self._chain.call(self.inference.get_all_services(len(services), _PAGE))
-            if not page:
-                break
-            services.extend(page)
-        return tuple(services)
+        services = await read_pages(
+            lambda offset: self._chain.call(self.inference.get_all_services(offset, PAGE)), most=_MOST_SERVICES
+        )
+        return tuple({service.provider: service for service in services}.values())  # one may move while we read
