@@ -8,8 +8,7 @@ Differences from a stock py-evm chain, each with its reason:
 - two blocks may have the same timestamp, so that quick blocks don't drive the chain's clock ahead;
 - a signature is checked by recovering the sender once; py-evm does it three times for legacy transactions;
 - calls run with the timestamp of the block to come, so that a simulation sees what the next block will see;
-- accounts and storage are kept flat (`evm_state`), so state roots are names, not Merkle roots;
-- code that runs often runs in blocks (`evm_blocks`).
+- accounts and storage are kept flat (`evm_state`), so state roots are names, not Merkle roots.
 """
 
 import sys
@@ -36,7 +35,6 @@ from eth_hash.auto import keccak  # noqa: E402
 from eth_keys.exceptions import BadSignature  # noqa: E402
 from eth_utils.exceptions import ValidationError  # noqa: E402
 
-from zg_async.devnet.evm_blocks import BlockComputation  # noqa: E402
 from zg_async.devnet.evm_records import (  # noqa: E402
     BadTransactionError,
     CallRequest,
@@ -72,7 +70,6 @@ class _Executor(PragueTransactionExecutor):
 class _State(PragueState):
     transaction_executor_class = _Executor
     account_db_class = FlatAccounts
-    computation_class = BlockComputation
 
     def set_system_contracts(self) -> None:
         """Do nothing: there are none, and looking for them costs two trie reads a call."""
