@@ -10,7 +10,7 @@ from tests.devnet.conftest import MODEL, PARAMS, open_broker
 from tests.devnet.test_docs import BLOCK, ROOT, Reader
 from zg_async import JobFailedError, JobRunner, JobSpec, TaskProgress
 
-pytestmark = [pytest.mark.slow, pytest.mark.goal("DOC-03")]
+pytestmark = [pytest.mark.slow, pytest.mark.goal("DOC-03"), pytest.mark.goal("DOC-01", part="the cookbook")]
 PAGE = (ROOT / "docs" / "recovery.md").read_text()
 SECTIONS = dict(re.findall(r"^## (.*?)\n(.*?)(?=^## |\Z)", PAGE, re.MULTILINE | re.DOTALL))
 HEALTHY = "healthy"
