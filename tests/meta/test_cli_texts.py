@@ -60,6 +60,7 @@ def test_the_package_is_imported_in_a_tenth_of_a_second():
 
 
 @pytest.mark.slow
+@pytest.mark.goal("HRD-02", part="no core dumps")
 @pytest.mark.skipif(sys.platform == "win32", reason="there are no core dumps")
 def test_the_program_leaves_no_core_dump():
     code = (

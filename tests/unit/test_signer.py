@@ -1,5 +1,6 @@
 import copy
 import json
+import pathlib
 import pickle
 import random
 import subprocess
@@ -172,6 +173,7 @@ async def test_bad_fields_are_refused_without_the_key_in_any_traceback():
 
 
 @pytest.mark.goal("SEC-03", part="the signer")
+@pytest.mark.goal("HRD-02", part="no attribute, pickle, copy or compare")
 def test_the_key_is_in_no_repr_attribute_copy_or_pickle():
     signer = LocalSigner.from_key(KEY)
     assert repr(signer) == f"<LocalSigner {ACCOUNT.address}>"
@@ -185,6 +187,13 @@ def test_the_key_is_in_no_repr_attribute_copy_or_pickle():
     assert signer != LocalSigner.from_key(KEY)
 
 
+@pytest.mark.goal("HRD-02", part="documents state the limit")
+def test_the_documents_say_who_can_read_the_key_all_the_same():
+    text = " ".join((pathlib.Path(__file__).parents[2] / "README.md").read_text().split())
+    assert "Other code in the same process, and root, can read the key." in text
+
+
+@pytest.mark.goal("HRD-02", part="own buffer overwritten on close")
 async def test_closing_overwrites_the_key_and_ends_signing():
     buffer = bytearray(KEY)
     signer = LocalSigner(buffer)
