@@ -50,6 +50,7 @@ def told(capsys):
 
 @pytest.mark.goal("SEC-10", part="new")
 @pytest.mark.goal("SEC-01", part="password by file descriptor")
+@pytest.mark.goal("HRD-03", part="eth_keyfile and geth, both ways")
 def test_a_new_wallet_is_an_encrypted_file_of_its_own(wallets, capsys):
     with descriptor(PASSWORD) as fd:
         assert run(["wallet", "new", "alice", "--password-fd", fd, "--json"]) == 0
@@ -65,6 +66,28 @@ def test_a_new_wallet_is_an_encrypted_file_of_its_own(wallets, capsys):
         assert run(["wallet", "new", "alice", "--password-fd", fd]) != 0
     assert "there is a wallet alice already" in capsys.readouterr().err
     assert list(wallets.iterdir()) == [path]
+
+
+@pytest.mark.goal("HRD-03", part="0600 at creation")
+@pytest.mark.skipif(os.name == "nt", reason="there are no modes")
+def test_a_wallet_is_its_owners_from_the_first_moment_on(wallets, monkeypatch):
+    opened, really = [], os.open
+
+    def spy(path, flags, mode=0o777, **options):
+        handle = really(path, flags, mode, **options)
+        if str(path).startswith(str(wallets)) and flags & os.O_CREAT:
+            opened.append((bool(flags & os.O_EXCL), stat.S_IMODE(os.fstat(handle).st_mode)))
+        return handle
+
+    monkeypatch.setattr(os, "open", spy)
+    monkeypatch.setattr(os, "fchmod", None)
+    before = os.umask(0)
+    try:
+        with descriptor(PASSWORD) as fd:
+            assert run(["wallet", "new", "alice", "--password-fd", fd, "--json"]) == 0
+    finally:
+        os.umask(before)
+    assert opened == [(True, 0o600)]
 
 
 @pytest.mark.goal("SEC-10", part="import")

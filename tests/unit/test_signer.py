@@ -236,6 +236,7 @@ def test_a_signer_without_decryption_is_refused_with_advice():
 # --- key files -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.goal("HRD-03", part="eth_keyfile and geth, both ways")
 @pytest.mark.goal("SEC-01", part="keystore v3")
 @pytest.mark.parametrize("options", [{}, {"kdf": "scrypt", "iterations": 4096}])
 def test_a_key_file_opens_with_its_password(tmp_path, options):
@@ -243,29 +244,44 @@ def test_a_key_file_opens_with_its_password(tmp_path, options):
     assert signer.address == ACCOUNT.address
 
 
-@pytest.mark.slow
-def test_the_published_scrypt_example_opens(tmp_path):
-    # Web3 Secret Storage Definition, test vectors; its N=262144, r=1, p=8
-    value = {
-        "crypto": {
-            "cipher": "aes-128-ctr",
-            "cipherparams": {"iv": "83dbcc02d8ccb40e466191a123791e0e"},
-            "ciphertext": "d172bf743a674da9cdad04534d56926ef8358534d458fffccd4e6ad2fbde479c",
-            "kdf": "scrypt",
-            "kdfparams": {
-                "dklen": 32,
-                "n": 262144,
-                "p": 8,
-                "r": 1,
-                "salt": "ab0c7876052600dd703518d6fc3fe8984592145b591fc8fb5c6d43190334ba19",
-            },
-            "mac": "2103ac29920d71da29f15d75b4a16dbe95cfd7ff8faea1056c33131d846e3097",
+PUBLISHED = {
+    "scrypt": {
+        "cipher": "aes-128-ctr",
+        "cipherparams": {"iv": "83dbcc02d8ccb40e466191a123791e0e"},
+        "ciphertext": "d172bf743a674da9cdad04534d56926ef8358534d458fffccd4e6ad2fbde479c",
+        "kdf": "scrypt",
+        "kdfparams": {
+            "dklen": 32,
+            "n": 262144,
+            "p": 8,
+            "r": 1,
+            "salt": "ab0c7876052600dd703518d6fc3fe8984592145b591fc8fb5c6d43190334ba19",
         },
-        "id": "3198bc9c-6672-5ab3-d995-4942343ae5b6",
-        "version": 3,
-    }
+        "mac": "2103ac29920d71da29f15d75b4a16dbe95cfd7ff8faea1056c33131d846e3097",
+    },
+    "pbkdf2": {
+        "cipher": "aes-128-ctr",
+        "cipherparams": {"iv": "6087dab2f9fdbbfaddc31a909735c1e6"},
+        "ciphertext": "5318b4d5bcd28de64ee5559e671353e16f075ecae9f99c7a79a38af5f869aa46",
+        "kdf": "pbkdf2",
+        "kdfparams": {
+            "c": 262144,
+            "dklen": 32,
+            "prf": "hmac-sha256",
+            "salt": "ae3cd4e7013836a3df6bd7241b12db061dbe2c6785853cce422d148a624ce0bd",
+        },
+        "mac": "517ead924a9d0dc3124507e3393d175ce3ff7c1e96529c6c555ce9e51205e9b2",
+    },
+}
+"""Web3 Secret Storage Definition, test vectors; geth's own tests have them."""
+
+
+@pytest.mark.slow
+@pytest.mark.goal("HRD-03", part="eth_keyfile and geth, both ways")
+@pytest.mark.parametrize("kdf", sorted(PUBLISHED))
+def test_the_published_examples_open(tmp_path, kdf):
     path = tmp_path / "k.json"
-    path.write_text(json.dumps(value))
+    path.write_text(json.dumps({"crypto": PUBLISHED[kdf], "id": "3198bc9c-6672-5ab3-d995-4942343ae5b6", "version": 3}))
     path.chmod(0o600)
     signer = LocalSigner.from_keystore(path, b"testpassword")
     assert signer.address == "0x008AeEda4D805471dF9b2A5B0f38A0C3bCBA786b"
@@ -279,6 +295,7 @@ def test_a_wrong_password_is_told_without_repeating_it(tmp_path):
     assert "hunter2" not in str(caught.value)
 
 
+@pytest.mark.goal("HRD-03", part="no password normalisation")
 def test_a_password_is_not_normalised(tmp_path):
     path = keystore(tmp_path / "k.json", password="é".encode())
     with pytest.raises(ConfigError, match="wrong password"):
@@ -294,12 +311,14 @@ def test_a_file_that_others_can_read_is_refused_with_the_fix(tmp_path, mode):
         LocalSigner.from_keystore(path, b"secret")
 
 
+@pytest.mark.goal("HRD-03", part="stated address")
 def test_a_file_that_states_another_address_is_refused(tmp_path):
     path = keystore(tmp_path / "k.json", change=lambda v: v.update(address="ab" * 20))
     with pytest.raises(ConfigError, match="states another address"):
         LocalSigner.from_keystore(path, b"secret")
 
 
+@pytest.mark.goal("HRD-03", part="KDF cost bounded")
 @pytest.mark.parametrize(
     "params",
     [{"c": 1}, {"c": 10**9}, {"c": True}, {"c": "10000"}, {"dklen": 16}, {"prf": "hmac-md5"}],
@@ -310,6 +329,7 @@ def test_a_pbkdf2_cost_out_of_bounds_is_refused_before_it_is_paid(tmp_path, para
         LocalSigner.from_keystore(path, b"secret")
 
 
+@pytest.mark.goal("HRD-03", part="KDF cost bounded")
 @pytest.mark.parametrize(
     "params", [{"n": 2**21}, {"n": 1024}, {"r": 10**6}, {"p": 10**6}, {"n": 2**20, "r": 9}, {"r": 0}, {"n": 5000}]
 )
