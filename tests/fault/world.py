@@ -4,6 +4,7 @@ A `Process` is what one run of a program sees: a broker with the managers' metho
 outward call and every commit there is a numbered point at which the process may die, lose an answer or be cancelled.
 """
 
+import contextlib
 import dataclasses
 import datetime as dt
 import functools
@@ -386,6 +387,9 @@ class FakeChain:
 
     async def charge(self, key: str, amount: int, *, wallet: str, settled: bool = False) -> None:
         self.world.charges[key] = amount
+
+    def watched(self, wallet: str) -> contextlib.AbstractAsyncContextManager[None]:
+        return contextlib.nullcontext()
 
     async def gas_price(self) -> int:
         return 1

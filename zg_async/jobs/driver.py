@@ -2,7 +2,7 @@
 
 import dataclasses
 import datetime as dt
-from contextlib import aclosing
+from contextlib import AbstractAsyncContextManager, aclosing, nullcontext
 from typing import TYPE_CHECKING, Final
 
 import anyio
@@ -229,13 +229,19 @@ class Driver:
     async def _run_stage(self, stage: Stage) -> None:
         timeout = policy_of(self.work.spec.stages, stage.name).timeout
         with anyio.move_on_after(timeout) as limit, span("zg.stage", stage=stage.name):
-            async with aclosing(stage.run(self.work)) as events:
+            async with self._payments_watched(), aclosing(stage.run(self.work)) as events:
                 async for event in events:
                     await self.commit(event)
                     bind(**self._belongs())
                     await self._tell_switches()
         if limit.cancelled_caught:
             raise ProviderUnavailableError(f"{stage.name} took longer than {timeout:g} s", hint="Raise its timeout")
+
+    def _payments_watched(self) -> AbstractAsyncContextManager[None]:
+        """While it has money at a provider: a reorganisation may take what was paid, or acknowledged, off the chain."""
+        state, work = self.state, self.work
+        is_out = "fine-tuning" in state.funded and state.decrypted is None
+        return work.broker.chain.watched(work.wallet) if is_out else nullcontext()
 
     async def _tell_switches(self) -> None:
         """Warn once that another RPC endpoint has taken over, if one has."""
@@ -265,7 +271,8 @@ class Driver:
             self._leave_turn()  # the job of that task needs it
         with anyio.CancelScope() as self._scope:
             if not self.state.cancel_requested or stage.name == "cancel":
-                await self.clock.sleep(max((retry.retry_at - now(self.clock)).total_seconds(), 0.0))
+                async with self._payments_watched():
+                    await self.clock.sleep(max((retry.retry_at - now(self.clock)).total_seconds(), 0.0))
         self._scope = None
 
     async def _fail(self, stage: Stage, error: Exception | None, *, code: str, message: str, hint: str | None) -> None:

@@ -253,6 +253,8 @@ class Funder:
                 return
             try:
                 view, plans = await self._plans(wishes)
+                if plans and await self._ctx.chain.wait_unmoved(self._ctx.wallet, self._contract.address):
+                    continue  # a reorganisation: the view may lack what is on its way back
             except ZgError as error:
                 _end_all(wishes, error)
                 return

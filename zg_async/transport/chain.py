@@ -477,6 +477,43 @@ class Chain:
                     await lane.wait_mined(row)
         return max((row.inclusion.block_number for row in lane.book.unsettled() if row.inclusion), default=0)
 
+    @contextlib.asynccontextmanager
+    async def watched(self, wallet: str) -> AsyncGenerator[None, None]:
+        """Look after what a wallet has sent before: what a reorganisation takes out of its block is sent again.
+
+        Args:
+            wallet: Whose.
+        """
+        lane: Lane | None = None
+        with contextlib.suppress(ChainError):  # the node is away: whoever needs it learns that
+            lane = await self._lane(wallet)
+        async with lane.watched() if lane is not None and lane.book.unsettled() else contextlib.nullcontext():
+            yield
+
+    async def wait_unmoved(self, wallet: str, to: str) -> bool:
+        """Wait until all that a wallet has sent to a contract lies in the blocks in which it was last seen.
+
+        Args:
+            wallet: Whose.
+            to: The contract's address.
+
+        Returns:
+            Whether some of it had left its block: what was read of the chain before may lack it.
+
+        Raises:
+            ChainUnavailableError: The node is away.
+        """
+        lane, contract, moved = await self._lane(wallet), checksum_address(to), False
+        while places := [r.inclusion for r in lane.book.unsettled() if r.inclusion is not None and r.to == contract]:
+            asks = [Ask("eth_getTransactionReceipt", [place.tx_hash]) for place in places]
+            told = zip(places, await self.rpc.batch(asks), strict=True)
+            if all(isinstance(answer, dict) and answer.get("blockHash") == place.block_hash for place, answer in told):
+                break
+            moved = True
+            async with lane.watched():
+                await lane.monitor.wait_change()
+        return moved
+
     async def block_from(self, number: int) -> Block:
         """Read the newest block's header, from a back-end that has a certain block.
 
