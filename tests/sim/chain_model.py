@@ -2,7 +2,7 @@
 
 import contextvars
 import pickle
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any, Final
 
@@ -19,8 +19,9 @@ from zg_async.devnet.evm_records import (
     SignedTx,
     revert_message,
 )
-from zg_async.devnet.node_chain import NodeChain
-from zg_async.wire.contract_abi import AbiDataError, FunctionAbi, decode, encode
+from zg_async.devnet.node_chain import Change, NodeChain
+from zg_async.wire import contract_abi
+from zg_async.wire.contract_abi import AbiDataError, FunctionAbi
 from zg_async.wire.contracts import FUNCTIONS
 from zg_async.wire.hashing import checksum_address, keccak256
 from zg_async.wire.signing import recover_address
@@ -297,12 +298,12 @@ def _execute(ctx: Context, to: str, data: bytes) -> bytes:
     if method is None:
         raise NotImplementedError(f"the model lacks {contract.NAME}.{function.name}")
     try:
-        arguments = decode(function.inputs, data[4:], limits=False)
+        arguments = contract_abi.decode(function.inputs, data[4:], limits=False)
     except AbiDataError:
         raise RevertError(b"") from None
     ctx.state.pay(ctx.sender, to, ctx.value)
     answer = method(ctx, *arguments)
-    return encode(function.outputs, answer) if function.outputs else b""
+    return contract_abi.encode(function.outputs, answer) if function.outputs else b""
 
 
 class ModelChain(NodeChain):
@@ -315,6 +316,17 @@ class ModelChain(NodeChain):
         tx = super().accept(raw)
         self.saw(tx)
         return tx
+
+    def replace(self, depth: int, loses: Callable[[Sequence[MinedTx]], Iterable[MinedTx]]) -> Change:
+        """Put empty blocks in the place of the newest ones; what they held waits again, except what is lost."""
+        depth = min(depth, self.head.number)
+        if not depth:
+            return Change()
+        removed = self._rewind(self.head.number - depth)
+        mined = [one for block in removed for one in block.mined]
+        lost = {one.tx.hash for one in loses(mined)}
+        self._restore(one.tx for one in mined if one.tx.hash not in lost)
+        return Change(removed=removed, added=self.mine(depth, empty=True).added)
 
     def mined(self, tx_hash: bytes) -> tuple[EvmBlock, MinedTx] | None:
         found = super().mined(tx_hash)

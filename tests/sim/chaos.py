@@ -22,8 +22,24 @@ FAMILIES: Final = {
     "wrong_bytes": (0.0, 0.50),
 }
 """Faults of single requests and transactions, and the range of their rates."""
-SPELLS: Final = ("outage", "no_blocks", "restart", "clock", "crash", "stop")
+SPELLS: Final = (
+    "outage",
+    "no_blocks",
+    "restart",
+    "clock",
+    "crash",
+    "stop",
+    "reorg",
+    "pause",
+    "second",
+    "forget",
+    "cap",
+)
 """Faults that have a time, or a number of their own."""
+RARE: Final = {"second": 0.1, "forget": 0.1, "cap": 0.25, "pause": 0.25}
+"""How many schedules have them, where it isn't two of five."""
+JOB_COST: Final = 12_400_000_000_000_000
+"""What a job of these schedules reserves at most, fee and gas, in neuron."""
 
 
 @dataclasses.dataclass
@@ -49,37 +65,46 @@ class Plan:
     def __post_init__(self) -> None:
         rng = random.Random(f"plan {self.seed}")
         self.wallets = rng.choice([1, 1, 2])
-        self.providers = rng.choice([1, 2, 3])
-        self.jobs = rng.choice([1, 1, 2, 3])
+        self.providers = rng.choice([1, 1, 2, 2, 3])
+        self.jobs = rng.choice([1, 1, 1, 2, 2, 3])
         self.lock_time = rng.choice([3600, 3600, 7200, 43_200])
         self.ack_timeout = rng.choice([6 * HOUR, 48 * HOUR])
         self.window = min(self.ack_timeout, self.lock_time // 2)
-        self.tick = rng.choice([15.0, 30.0])
+        self.tick = rng.choice([1.0, 2.0, 5.0])
         self.block_time = rng.choice([0.0, 1.0, 5.0, 15.0])
         """0: each transaction has its block at once."""
-        self.train_seconds = rng.choice([0.0, 0.0, 60.0, 240.0])
-        self.look = rng.choice([30.0, 90.0, 90.0])
+        self.train_seconds = rng.choice([0.0, 0.0, 10.0, 60.0])
+        self.look = rng.choice([30.0, 90.0, 200.0])
         """Seconds between two looks of the guardian."""
-        self.head_pause = rng.choice([2.0, 10.0, 10.0])
+        self.head_pause = rng.choice([2.0, 10.0, 20.0])
         """Most seconds between two looks for a new block."""
+        self.head_first = rng.choice([0.05, 0.4, 0.4])
+        """Seconds to the second look after something was sent."""
+        self.poll_first = rng.choice([0.5, 2.0, 2.0])
+        """Seconds between two looks at a task that has just changed."""
+        self.confirmations = rng.choice([2, 3, 4, 6])
+        """How deep a transaction lies that is done with: a reorg replaces fewer blocks."""
         self.named = rng.random() < 0.6
         """Whether jobs name their provider."""
         self.on_unverified = rng.choice([None, None, "acknowledge_unverified", "forfeit"])
         self.durable = rng.random() < 0.15
         """Whether journal and outbox are files."""
+        self.root = rng.choice(["keccak", "keccak", "storage"])
+        """Which hash of a model goes on chain."""
         self.heal_at = rng.uniform(0.3, 1.5) * (self.window + 1800)
-        on = [name for name in (*FAMILIES, *SPELLS) if rng.random() < 0.4]
+        on = [name for name in (*FAMILIES, *SPELLS) if rng.random() < RARE.get(name, 0.4)]
         if self.only is not None:
             on = [self.only] if self.only != "none" else []
-        self.rates = {
-            name: rng.uniform(*limits) if name in on and name not in self.without else 0.0
-            for name, limits in FAMILIES.items()
-        }
+        on = [name for name in on if name not in self.without]
+        self.durable = self.durable or "second" in on  # only a file has a lease
+        self.rates = {name: rng.uniform(*limits) if name in on else 0.0 for name, limits in FAMILIES.items()}
         self.spells: list[Spell] = []
         for name in SPELLS:
-            drawn = getattr(self, f"_{name}")(random.Random(f"{name} {self.seed}"))
-            if name in on and name not in self.without:
-                self.spells += drawn
+            if name in on and name != "cap":
+                self.spells += getattr(self, f"_{name}")(random.Random(f"{name} {self.seed}"))
+        self.cap, self.cap_amount = "", 0
+        if "cap" in on:
+            self._cap(random.Random(f"cap {self.seed}"))
         self.families = on
 
     def of(self, kind: str) -> list[Spell]:
@@ -87,8 +112,12 @@ class Plan:
 
     # --- spells
 
+    def _moment(self, rng: random.Random) -> float:
+        """Soon, most times: a job that nothing hinders is done within a minute or two."""
+        return rng.choice([10.0, 40.0, 200.0, self.heal_at]) * rng.random()
+
     def _when(self, rng: random.Random, longest: float) -> tuple[float, float]:
-        start = rng.uniform(0, self.heal_at)
+        start = self._moment(rng)
         return start, min(start + rng.choice([5.0, 60.0, 600.0, longest]) * rng.uniform(0.2, 1.0), self.heal_at)
 
     def _outage(self, rng: random.Random) -> list[Spell]:
@@ -105,7 +134,7 @@ class Plan:
     def _restart(self, rng: random.Random) -> list[Spell]:
         spells = []
         for _ in range(rng.randint(1, 2)):
-            start = rng.uniform(0, self.heal_at)
+            start = self._moment(rng)
             host = f"provider {rng.randrange(self.providers)}"
             spells.append(Spell("restart", start, start + rng.uniform(1, 120), host=host))
         return spells
@@ -122,10 +151,44 @@ class Plan:
         ]
 
     def _stop(self, rng: random.Random) -> list[Spell]:
+        return [Spell("stop", self._moment(rng), 0.0, amount=self._downtime(rng)) for _ in range(rng.randint(1, 2))]
+
+    def _reorg(self, rng: random.Random) -> list[Spell]:
+        """So many seconds after so many transactions of the user were sent, the newest blocks are replaced."""
         return [
-            Spell("stop", rng.uniform(0, self.heal_at), 0.0, amount=self._downtime(rng))
-            for _ in range(rng.randint(1, 2))
+            Spell(
+                "reorg",
+                rng.randint(1, 5 * self.jobs),
+                rng.choice([0.1, 2.0, 20.0]) * rng.random(),
+                how=rng.choice(["keep", "drop"]),
+                amount=rng.randint(1, self.confirmations - 1),
+            )
+            for _ in range(rng.randint(1, 3))
         ]
+
+    def _pause(self, rng: random.Random) -> list[Spell]:
+        """A process stands still, as SIGSTOP lets it."""
+        starts = sorted(self._moment(rng) for _ in range(rng.randint(1, 2)))
+        return [Spell("pause", start, start + 10 ** rng.uniform(0, 2.8)) for start in starts]
+
+    def _second(self, rng: random.Random) -> list[Spell]:
+        """Another runner on the same files; to have it take over, the first stands still for longer than a lease."""
+        start = self._moment(rng)
+        spells = [Spell("second", start, start + rng.choice([100.0, 1000.0, 1e6]))]
+        if rng.random() < 0.7:
+            at = start + 20.0 * rng.random()
+            spells.append(Spell("pause", at, at + rng.uniform(50.0, 600.0)))
+        return spells
+
+    def _forget(self, rng: random.Random) -> list[Spell]:
+        """A provider loses its tasks."""
+        return [Spell("forget", self._moment(rng), 0.0, host=f"provider {rng.randrange(self.providers)}")]
+
+    def _cap(self, rng: random.Random) -> None:
+        """Bound what may be spent: for a job, for all jobs, or by day; for some bounds not all jobs find room."""
+        self.cap = rng.choice(["job", "batch", "day"])
+        jobs = 1 if self.cap == "job" else rng.randint(1, self.jobs)
+        self.cap_amount = int(JOB_COST * (jobs - 1 + rng.choice([0.9, 1.0, 1.03, 1.06, 1.25, 1.6])))
 
     def _downtime(self, rng: random.Random) -> float:
         return rng.choice([1.0, 1.0, 60.0, 0.5 * self.window, 0.9 * self.window]) * rng.uniform(0.5, 1.0)
@@ -138,6 +201,8 @@ class Chaos:
         self.plan = plan
         self.healed = False
         self.fired: list[str] = []
+        self.blows: list[tuple[str, float, float]] = []
+        """Which host was struck from when to when."""
         self._visits: Counter[str] = Counter()
 
     def draw(self, site: str) -> float:

@@ -10,7 +10,7 @@ from typing import Any, Final
 from zg_async.devnet.deploy import FINE_TUNING_NAME, INFERENCE_NAME
 from zg_async.errors import SignatureMismatchError
 from zg_async.units import NEURON_PER_0G
-from zg_async.wire.contract_abi import contract_abi, encode
+from zg_async.wire import contract_abi as abi_of
 from zg_async.wire.contract_tables import FINE_TUNING, INFERENCE, LEDGER
 from zg_async.wire.hashing import keccak256
 from zg_async.wire.signing import recover_address, settlement_digest
@@ -82,15 +82,15 @@ class Contract:
         self.own = owner
 
     def refuse(self, error: str, *arguments: Any) -> RevertError:
-        abi = next(entry for entry in contract_abi(self.NAME).errors if entry.name == error)
-        return RevertError(abi.selector + encode(abi.inputs, arguments))
+        abi = next(entry for entry in abi_of.contract_abi(self.NAME).errors if entry.name == error)
+        return RevertError(abi.selector + abi_of.encode(abi.inputs, arguments))
 
     def emit(self, ctx: Context, event: str, *arguments: Any) -> None:
-        abi = next(entry for entry in contract_abi(self.NAME).events if entry.name == event)
+        abi = next(entry for entry in abi_of.contract_abi(self.NAME).events if entry.name == event)
         pairs = list(zip(abi.inputs, arguments, strict=True))
-        topics = [encode((param,), (value,)) for param, value in pairs if param.indexed]
+        topics = [abi_of.encode((param,), (value,)) for param, value in pairs if param.indexed]
         rest = [(param, value) for param, value in pairs if not param.indexed]
-        data = encode([param for param, _ in rest], [value for _, value in rest])
+        data = abi_of.encode([param for param, _ in rest], [value for _, value in rest])
         ctx.logs.append((self.address, (abi.topic, *topics), data))
 
     def require_owner(self, ctx: Context) -> None:

@@ -8,13 +8,14 @@ import asyncio
 import contextlib
 import contextvars
 import gc
+import heapq
 import random
 import selectors
 import weakref
 import zlib
 from collections.abc import Callable, Coroutine, Iterator
 from types import SimpleNamespace
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 from unittest import mock
 
 import aiohttp.connector
@@ -25,7 +26,8 @@ import anyio.to_thread
 from zg_async.managers import watch
 
 T = TypeVar("T")
-_STILL = 50_000
+_Task: Final = asyncio.Task
+_STILL: Final = 50_000
 """Turns in which time may stand still: far more than any schedule takes."""
 
 
@@ -34,10 +36,7 @@ class StuckError(Exception):
 
 
 class _NoIO(selectors.BaseSelector):
-    """Where a turn begins: nothing is ever readable."""
-
-    def __init__(self) -> None:
-        self.loop: SimLoop
+    """Nothing is ever readable."""
 
     def register(self, fileobj, events, data=None):  # type: ignore[no-untyped-def]
         raise StuckError(f"real input and output in a simulation: {fileobj!r}")
@@ -49,53 +48,140 @@ class _NoIO(selectors.BaseSelector):
         return {}
 
     def select(self, timeout: float | None = None) -> list[Any]:
-        self.loop.turn(timeout)
         return []
 
 
+class _Handle(asyncio.Handle):
+    """A handle that needn't ask whether anything is debugged."""
+
+    __slots__ = ()
+
+    def __init__(self, callback, args, loop, context=None):  # type: ignore[no-untyped-def]
+        self._context = contextvars.copy_context() if context is None else context
+        self._loop = loop
+        self._callback = callback
+        self._args = args
+        self._cancelled = False
+        self._repr = None
+        self._source_traceback = None
+
+
 class SimLoop(asyncio.SelectorEventLoop):
-    """Time is a number; `turn` moves it."""
+    """Time is a number; a turn that finds nothing to do moves it."""
 
     def __init__(self, rng: random.Random) -> None:
-        selector = _NoIO()
         self.now = 0.0
         self.rng = rng
         self.turns = 0
         self.trace = 0
-        """Grows with every turn: two runs of a seed are equal if this is."""
+        """Changes with every turn: two runs of a seed are equal if this is."""
         self._still = 0
         self.listeners: dict[int, Callable[[], asyncio.BaseProtocol]] = {}
         self._ports = 20_000
-        super().__init__(selector)
-        selector.loop = self
+        self._timers = 0
+        """How many there were: those of one moment are called in the order in which they were set."""
+        self._held: dict[object, list[asyncio.Handle]] = {}
+        super().__init__(_NoIO())
 
     def time(self) -> float:
         return self.now
 
-    def turn(self, timeout: float | None) -> None:
-        if timeout is None:
-            raise StuckError(f"nothing is scheduled at {self.now:.3f}")
-        if timeout > 0:
-            self.now += timeout
-            if self._scheduled and 0 < self._scheduled[0]._when - self.now < 1e-6:
-                self.now = self._scheduled[0]._when  # what a sum of floats leaves
-            self._still = 0
+    def note(self, what: str) -> None:
+        """Add a fact to the trace."""
+        self.trace = hash((self.trace, zlib.crc32(what.encode())))
+
+    # --- one turn, and what puts something into it: as asyncio does it, without what only the real world needs
+
+    def _run_once(self) -> None:
+        self._skip_cancelled()
+        scheduled, ready = self._scheduled, self._ready
+        if not ready and not self._stopping:
+            if not scheduled:
+                raise StuckError(f"nothing is scheduled at {self.now:.3f}")
+            if scheduled[0][0] > self.now:
+                self.now = scheduled[0][0]
+                self._still = 0
+        while scheduled and scheduled[0][0] <= self.now:
+            handle = heapq.heappop(scheduled)[2]
+            handle._scheduled = False
+            ready.append(handle)
+        if self._held:
+            self._withhold()
+        if len(ready) > 1:
+            self._shuffle()
         self._still += 1
         if self._still > _STILL:
-            raise StuckError(f"time stands still at {self.now:.3f}: {[_words(h) for h in list(self._ready)[:8]]}")
+            raise StuckError(f"time stands still at {self.now:.3f}: {[_words(h) for h in list(ready)[:8]]}")
+        self.turns += 1
+        self.trace = hash((self.trace, self.now, len(ready)))
+        for _ in range(len(ready)):
+            handle = ready.popleft()
+            if handle._cancelled:
+                continue
+            try:
+                handle._context.run(handle._callback, *handle._args)
+            except (SystemExit, KeyboardInterrupt):
+                raise
+            except BaseException as error:  # noqa: BLE001  as asyncio does
+                self.call_exception_handler({"message": f"{handle}", "exception": error})
+        handle = None  # type: ignore[assignment]  # it holds what has run
+
+    def _skip_cancelled(self) -> None:
+        scheduled = self._scheduled
+        if self._timer_cancelled_count > 100 and 2 * self._timer_cancelled_count > len(scheduled):
+            for _, _, handle in scheduled:
+                handle._scheduled = not handle._cancelled
+            scheduled[:] = [entry for entry in scheduled if entry[2]._scheduled]
+            heapq.heapify(scheduled)
+            self._timer_cancelled_count = 0
+        while scheduled and scheduled[0][2]._cancelled:
+            heapq.heappop(scheduled)[2]._scheduled = False
+            self._timer_cancelled_count -= 1
+
+    def _shuffle(self) -> None:
         ready = self._ready
-        steps = [place for place, handle in enumerate(ready) if isinstance(_owner(handle._callback), asyncio.Task)]
+        steps = [
+            place
+            for place, handle in enumerate(ready)
+            if getattr(handle._callback, "__self__", None).__class__ is _Task
+        ]
         if len(steps) > 1:
             handles = [ready[place] for place in steps]
             self.rng.shuffle(handles)
             for place, handle in zip(steps, handles, strict=True):
                 ready[place] = handle
-        self.turns += 1
-        self.note(f"{self.now:.6f} {len(ready)} {len(steps)}")
 
-    def note(self, what: str) -> None:
-        """Add a fact to the trace."""
-        self.trace = zlib.crc32(what.encode(), self.trace)
+    def call_soon(self, callback, *args, context=None):  # type: ignore[no-untyped-def]
+        handle = _Handle(callback, args, self, context)
+        self._ready.append(handle)
+        return handle
+
+    def call_at(self, when, callback, *args, context=None):  # type: ignore[no-untyped-def]
+        handle = asyncio.TimerHandle(when, callback, args, self, context)
+        self._timers += 1
+        heapq.heappush(self._scheduled, (when, self._timers, handle))
+        handle._scheduled = True
+        return handle
+
+    def call_later(self, delay, callback, *args, context=None):  # type: ignore[no-untyped-def]
+        return self.call_at(self.now + delay, callback, *args, context=context)
+
+    # --- processes that stand still
+
+    def hold(self, process: object) -> None:
+        """Let nothing of a process run until it is released."""
+        self._held[process] = []
+
+    def release(self, process: object) -> None:
+        """Let all run that became due meanwhile."""
+        self._ready.extend(self._held.pop(process, ()))
+
+    def _withhold(self) -> None:
+        ready, held = self._ready, self._held
+        handles = tuple(ready)
+        ready.clear()
+        for handle in handles:
+            held.get(handle._context.get(current), ready).append(handle)
 
     # --- what would touch the machine
 
@@ -215,20 +301,26 @@ class OrderedWeakSet:
         return len(self._items)
 
 
+current: contextvars.ContextVar[Any] = contextvars.ContextVar("current", default=None)
+"""Which process runs; None: no user's, a server."""
 door: contextvars.ContextVar[Callable[[str], None] | None] = contextvars.ContextVar("door", default=None)
 """What the running process has to pass before and after it touches its disk."""
 
 
 async def _inline(func: Callable[..., T], *args: Any, **_: Any) -> T:
     """Stands in for `anyio.to_thread.run_sync`: a thread at work looks like a task that waits for its turn."""
-    await anyio.lowlevel.checkpoint()
     pass_door = door.get()
-    if pass_door is None:
+    if pass_door is None:  # nobody's process: a server, whose disk is no matter
         return func(*args)
+    await anyio.lowlevel.checkpoint()
     pass_door("disk")
     result = func(*args)
     pass_door("disk done")
     return result
+
+
+def _library() -> str:
+    return "asyncio"
 
 
 @contextlib.contextmanager
@@ -238,6 +330,7 @@ def virtual() -> Iterator[None]:
         mock.patch.object(anyio.to_thread, "run_sync", _inline),
         mock.patch.object(anyio._backends._asyncio, "set", OrderedSet, create=True),
         mock.patch.object(aiohttp.connector, "set", OrderedSet, create=True),
+        mock.patch.object(anyio._core._eventloop, "current_async_library", _library),
         mock.patch.object(watch, "weakref", SimpleNamespace(WeakSet=OrderedWeakSet, finalize=weakref.finalize)),
     ):
         gc.freeze()

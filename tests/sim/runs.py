@@ -12,11 +12,11 @@ from collections import Counter
 from pathlib import Path
 
 from tests.sim.chaos import Plan
-from tests.sim.loop import StuckError, run, virtual
+from tests.sim.loop import StuckError, current, run, virtual
 from tests.sim.net import in_memory
 from tests.sim.oracle import Broken
 from tests.sim.stubs import seeded
-from tests.sim.world import World, current
+from tests.sim.world import World
 
 LOUD = False
 """Whether the logs of all programs are wanted: they cost more than the programs."""
@@ -43,13 +43,19 @@ class Outcome:
 
 
 def run_seed(seed: int, *, without: frozenset[str] = frozenset(), only: str | None = None) -> Outcome:
+    """Draw one schedule and run it to its end."""
+    return run_plan(Plan(seed, without, only))
+
+
+def run_plan(plan: Plan) -> Outcome:
     """Run one schedule to its end."""
+    seed = plan.seed
     folder = Path(tempfile.mkdtemp(prefix="zg-sim-", dir="/dev/shm" if Path("/dev/shm").is_dir() else None))
     worlds: list[World] = []
     rng = random.Random(f"loop {seed}")
 
     async def main() -> None:
-        world = World(Plan(seed, without, only), folder)
+        world = World(plan, folder)
         worlds.append(world)
         with in_memory(world.net, current.get):
             await world.run()
@@ -74,7 +80,7 @@ def run_seed(seed: int, *, without: frozenset[str] = frozenset(), only: str | No
         seed=seed,
         problem=problem,
         fired=world.chaos.fired,
-        trace=loop.trace,
+        trace=loop.trace & 0xFFFFFFFF,
         marks=world.record.marks,
         ends=world.record.ends,
         seconds=loop.now,

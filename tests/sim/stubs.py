@@ -5,6 +5,7 @@ Anything not made here goes to the real curve.
 """
 
 import contextlib
+import email.utils
 import functools
 import hashlib
 import json
@@ -12,17 +13,18 @@ import os
 import random
 import secrets
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 from unittest import mock
 
+import eth_keys.backends
 from eth_keys.backends.native import main as native
 
 from zg_async.devnet import provider_workers
 from zg_async.devnet.quote import build_quote
 from zg_async.devnet.trainer import TrainingOutcome
-from zg_async.wire import envelope
+from zg_async.wire import contract_abi, envelope
 
 _sign: Final = native.ecdsa_raw_sign
 _recover: Final = native.ecdsa_raw_recover
@@ -78,6 +80,36 @@ def adapter_weights() -> bytes:
     return len(header).to_bytes(8, "little") + header + random.Random(7).randbytes(2 * size)
 
 
+def _remembered(work: Callable[..., Any]) -> Callable[..., Any]:
+    """Remember what a function of ABI types and bytes has given; it gives nothing that can be changed."""
+    known: dict[Any, Any] = {}
+
+    def again(params: Any, value: Any, **options: Any) -> Any:
+        try:
+            key = (*map(id, params), value if type(value) is bytes else tuple(value), *options.values())
+            found = known.get(key)
+        except TypeError:  # an argument that is a list
+            return work(params, value, **options)
+        if found is None:
+            if len(known) > _MOST:
+                known.clear()
+            found = known[key] = work(params, value, **options), tuple(params)  # kept, or an id would be another's
+        return found[0]
+
+    return again
+
+
+_encode: Final = _remembered(contract_abi.encode)
+_decode: Final = _remembered(contract_abi.decode)
+_parse_date: Final = functools.lru_cache(maxsize=1000)(email.utils.parsedate_to_datetime)
+_backend: Final = native.NativeECCBackend()
+
+
+def _native() -> native.NativeECCBackend:
+    """The backend in use, without looking for a better one each time."""
+    return _backend
+
+
 def _no_sync(_: int) -> None:
     """The folder is in memory, and its machine never dies."""
 
@@ -113,6 +145,10 @@ def seeded(rng: random.Random) -> Iterator[None]:
         mock.patch.object(envelope, "_random_key", ephemeral_key),
         mock.patch.object(provider_workers, "train", _train_stub),
         mock.patch.object(os, "fsync", _no_sync),
+        mock.patch.object(eth_keys.backends, "get_backend", _native),
+        mock.patch.object(contract_abi, "encode", _encode),
+        mock.patch.object(contract_abi, "decode", _decode),
+        mock.patch.object(email.utils, "parsedate_to_datetime", _parse_date),
     ):
         try:
             yield

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from tests.sim.bugs import BUGS
-from tests.sim.runs import Outcome, run_seed
+from tests.sim.chaos import Plan, Spell
+from tests.sim.runs import Outcome, run_plan, run_seed
 
 CHUNKS = 4
 """Tests over which the schedules are spread, so that several processes can share them."""
@@ -32,6 +33,21 @@ def run_all(seeds: range) -> Counter[str]:
 @pytest.mark.parametrize("chunk", range(CHUNKS))
 def test_jobs_keep_every_property_in_any_schedule(chunk):
     assert run_all(range(chunk * SEEDS, (chunk + 1) * SEEDS))["acknowledged in time"] >= SEEDS
+
+
+@pytest.mark.parametrize(
+    ("after", "seconds"),
+    [(1, 0.02), (2, 0.02), (3, 0.02), (3, 1.0)],
+    ids=["deposit", "transfer", "acknowledgement", "acknowledgement, later"],
+)
+def test_what_a_reorganisation_loses_is_sent_again_and_paid_once(after, seconds):
+    plan = Plan(0, only="none")
+    plan.wallets = plan.providers = plan.jobs = 1
+    plan.block_time, plan.confirmations, plan.root = 0.0, 3, "keccak"
+    plan.spells = [Spell("reorg", after, seconds, how="drop", amount=2)]
+    outcome = run_plan(plan)
+    assert outcome.problem is None, outcome.told()
+    assert outcome.marks["reorg lost a transaction"] == outcome.ends["succeeded"] == 1
 
 
 SCRIPT = """

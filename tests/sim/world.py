@@ -2,10 +2,11 @@
 
 import asyncio
 import contextlib
-import contextvars
 import dataclasses
+import itertools
+import shutil
 import traceback
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final, cast
 from unittest import mock
@@ -17,7 +18,7 @@ from tests.sim import oracle
 from tests.sim.chain_model import ModelChain, ModelEvm, behind
 from tests.sim.chaos import Chaos, Plan, Spell
 from tests.sim.contract_model import STAKE, Context, State
-from tests.sim.loop import SimLoop, door
+from tests.sim.loop import SimLoop, current, door
 from tests.sim.net import Net, Pipe
 from zg_async.broker import Broker, create_broker
 from zg_async.devnet import node as node_module
@@ -26,6 +27,7 @@ from zg_async.devnet.accounts import dev_account, fine_tuning_provider, fine_tun
 from zg_async.devnet.chain_client import ChainClient, Wallet
 from zg_async.devnet.chain_watch import ChainWatch
 from zg_async.devnet.deploy import FINE_TUNING_NAME, INFERENCE_NAME
+from zg_async.devnet.evm_records import MinedTx, SignedTx
 from zg_async.devnet.node import Node
 from zg_async.devnet.provider import QUOTA, ProviderNode
 from zg_async.devnet.provider_gate import Gate, Handler
@@ -36,9 +38,11 @@ from zg_async.jobs.runner import JobRunner
 from zg_async.jobs.spec import JobSpec
 from zg_async.jobs.sqlite import SqliteStore
 from zg_async.jobs.store import Journal, MemoryStore, Owner
+from zg_async.managers.watch import PollPolicy
 from zg_async.networks import NETWORKS
 from zg_async.transport import heads
 from zg_async.transport.book import LaneBook
+from zg_async.transport.budget import SpendLimits
 from zg_async.transport.outbox import MemoryOutbox
 from zg_async.transport.rows import LaneId
 from zg_async.transport.sqlite_outbox import SqliteOutbox
@@ -49,7 +53,7 @@ from zg_async.wire.records import Address
 START: Final = 1_800_000_000
 DAY: Final = 86_400.0
 RPC_PORT: Final = 8545
-LOCAL: Final = dataclasses.replace(NETWORKS["local"], confirmations=6)
+LOCAL: Final = NETWORKS["local"]
 NAMES: Final = {INFERENCE_NAME: LOCAL.inference, FINE_TUNING_NAME: LOCAL.fine_tuning}
 MODEL: Final = "Qwen2.5-0.5B-Instruct"
 PARAMS: Final = {
@@ -60,7 +64,6 @@ PARAMS: Final = {
     "max_steps": 3,
 }
 ROWS: Final = '{"instruction": "Say hello", "input": "", "output": "hello"}\n' * 3
-current: contextvars.ContextVar["Process | None"] = contextvars.ContextVar("current", default=None)
 
 
 class CrashError(BaseException):
@@ -104,6 +107,7 @@ class World:
 
     def __init__(self, plan: Plan, folder: Path) -> None:
         self.plan = plan
+        self.network = dataclasses.replace(LOCAL, confirmations=plan.confirmations)
         self.folder = folder
         self.chaos = Chaos(plan)
         self.loop = cast("SimLoop", asyncio.get_running_loop())
@@ -116,6 +120,10 @@ class World:
         self.providers: list[ProviderNode] = []
         self.processes: list[Process] = []
         self.record = oracle.Record()
+        self.sent = anyio.Event()
+        """Set and replaced when the node gets a transaction."""
+        self.seconds: dict[Process, anyio.Event] = {}
+        """Runners beside the one that is always there, and when they have ended."""
         self.dataset = folder / "train.jsonl"
         self.dataset.write_text(ROWS)
         self._build_chain()
@@ -146,8 +154,13 @@ class World:
                 cast("Any", self.evm), port=RPC_PORT, clock=self.clock, middlewares=(self._rpc_middleware(),)
             )
         self.chain = cast("ModelChain", self.node.core.chain)
-        self.chain.saw = lambda tx: oracle.saw_transaction(self, tx)
+        self.chain.saw = self._saw
         self.node.core.automine = not self.plan.block_time
+
+    def _saw(self, tx: SignedTx) -> None:
+        oracle.saw_transaction(self, tx)
+        sent, self.sent = self.sent, anyio.Event()
+        sent.set()
 
     def _register(self, state: State, number: int) -> None:
         provider, signer = fine_tuning_provider(number).address, fine_tuning_signer(number).address
@@ -159,19 +172,26 @@ class World:
 
     async def _mine(self) -> None:
         """Make blocks: by the clock while something waits, else now and then."""
-        core, idle, after = self.node.core, 0.0, 0
-        pause = self.plan.block_time or 5.0
+        core, after = self.node.core, 0
         while True:
-            await anyio.sleep(pause)
-            idle += pause
+            if not (len(self.chain.pool) or after):
+                await self._wait_sent(60.0)
+            await anyio.sleep(self.plan.block_time or 5.0)
             if self._is_on("no_blocks"):
                 core.automine = False
                 continue
             core.automine = not self.plan.block_time
-            waiting = bool(len(self.chain.pool))
-            if waiting or after or idle >= 60.0:
-                await core.mine()
-                idle, after = 0.0, 3 if waiting else max(after - 1, 0)
+            after = 3 if len(self.chain.pool) else max(after - 1, 0)
+            await core.mine()
+
+    async def _wait_sent(self, seconds: float) -> None:
+        sent = anyio.Event()
+        stop = self.node.core.listen(lambda _: sent.set(), lambda _: sent.set())
+        try:
+            with anyio.move_on_after(seconds):
+                await sent.wait()
+        finally:
+            stop()
 
     def _is_on(self, kind: str, host: str = "") -> bool:
         now = self.loop.now
@@ -188,8 +208,10 @@ class World:
                 if sends or not self.chaos.strikes("late_head", "chain"):
                     answer = await handler(request)
                     if sends and self.chaos.strikes("drop_tx", "chain"):
+                        self._hit("chain", 60.0)
                         self._drop()
                     return answer
+                self._hit("chain")
                 token = behind.set(self.chaos.choose("late by", (1, 1, 2, 5)))
                 try:
                     return await handler(request)
@@ -201,8 +223,7 @@ class World:
         return middleware
 
     def _drop(self) -> None:
-        users = {bytes.fromhex(wallet.address[2:]) for wallet in self.wallets}
-        waiting = [tx for tx in self.chain.pool if tx.sender in users]
+        waiting = [tx for tx in self.chain.pool if tx.sender in self._users()]
         if waiting and self.chain.drop(waiting[-1].hash):
             self.record.reach("transaction dropped")
 
@@ -214,16 +235,22 @@ class World:
         self.loop.note(f"{self.loop.now:.3f} {site}")
         process.point(f"before {site}", quiet=True)
         if process.dead or chaos.strikes("lose_request", site):
+            self._hit(host)
             return hang_up(pipe)
         if chaos.strikes("slow", site):
-            await anyio.sleep(chaos.choose("slow by", (0.5, 5.0, 20.0, 45.0)))
+            wait = chaos.choose("slow by", (0.5, 5.0, 20.0, 45.0))
+            self._hit(host, wait)
+            await anyio.sleep(wait)
         if chaos.strikes("status", site):
-            return self._status(site)
+            return self._status(host, site)
         if chaos.strikes("cut", site):
+            self._hit(host)
             pipe.limit = chaos.choose("cut at", (0, 1, 20, 200, 400))
         elif chaos.strikes("stall", site):
+            self._hit(host, 61.0)  # the longest silence that is borne
             pipe.limit, pipe.silent = chaos.choose("stall at", (0, 1, 20, 200, 400)), True
         if site.endswith("/lora") and chaos.strikes("wrong_bytes", site):
+            self._hit(host)
             self.providers[int(host.split()[1])].faults.wrong_hash = 1
         try:
             answer = await handler(request)
@@ -232,15 +259,21 @@ class World:
             raise
         process.point(f"after {site}", quiet=True)
         if process.dead or (not answer.prepared and chaos.strikes("lose_answer", site)):
+            self._hit(host)
             return hang_up(pipe)
         return answer
 
-    def _status(self, site: str) -> web.StreamResponse:
+    def _hit(self, host: str, seconds: float = 0.0) -> None:
+        """Note that a host fails the user for some time."""
+        self.chaos.blows.append((host, self.loop.now, self.loop.now + seconds))
+
+    def _status(self, host: str, site: str) -> web.StreamResponse:
         status = self.chaos.choose("status", (429, 429, 500, 502, 503, 504))
         headers = {}
         if status == 429:
             wait = self.chaos.choose("retry after", (None, None, "2", "30", "1000000000", "soon"))
             headers = {} if wait is None else {"Retry-After": wait}
+        self._hit(host, 61.0 if status == 429 else 0.0)  # the longest that a busy host is left alone
         body = self.chaos.choose("status body", ("", "<html>busy</html>", '{"error": "busy"}'))
         return web.Response(status=status, text=body, headers=headers)
 
@@ -248,7 +281,7 @@ class World:
 
     async def _open_providers(self, stack: contextlib.AsyncExitStack) -> None:
         client = ChainClient(self.node.request, self.clock)
-        watch = ChainWatch(client, (LOCAL.fine_tuning,), interval=self.plan.tick / 2)
+        watch = self.watch = ChainWatch(client, (LOCAL.fine_tuning,), interval=self.plan.tick / 2)
         stack.push_async_callback(watch.aclose)
         await watch.start()
         for number in range(self.plan.providers):
@@ -260,7 +293,10 @@ class World:
                 session=cast("Any", None),
                 folder=self.folder / f"provider-{number}",
                 settings=Settings(
-                    ack_timeout=self.plan.ack_timeout, tick=self.plan.tick, price_per_token=10**12 + number
+                    ack_timeout=self.plan.ack_timeout,
+                    tick=self.plan.tick,
+                    price_per_token=10**12 + number,
+                    root=cast("Any", self.plan.root),
                 ),
                 clock=self.clock,
             )
@@ -275,7 +311,8 @@ class World:
     # --- time
 
     async def _spell(self, spell: Spell) -> None:
-        await anyio.sleep(max(spell.start - self.loop.now, 0.0))
+        if spell.kind != "reorg":
+            await anyio.sleep(max(spell.start - self.loop.now, 0.0))
         length = spell.end - spell.start
         self.chaos.fired.append(f"{spell.kind} {spell.host} {spell.how} {spell.amount:g} at {spell.start:.0f}")
         match spell.kind:
@@ -290,6 +327,18 @@ class World:
                 await anyio.sleep(length)
                 node.store = type(node.store)(node.files.tasks)
                 await node.start()
+            case "forget":
+                node = self.providers[int(spell.host.split()[1])]
+                if list(node.store):
+                    self.record.reach("provider forgot")
+                node.store.forget()
+                await anyio.to_thread.run_sync(shutil.rmtree, node.files.tasks, True)
+            case "reorg":
+                await self._reorg(spell)
+            case "pause":
+                await self._pause(spell)
+            case "second":
+                await self._run_second(spell)
             case "clock":
                 self.user_clock.wrong += spell.amount
                 await anyio.sleep(length)
@@ -297,6 +346,56 @@ class World:
             case "stop":
                 if self.processes:
                     self.processes[-1].stop(spell.amount)
+
+    async def _reorg(self, spell: Spell) -> None:
+        """Replace blocks. What was in them comes back to the pool, or the user's newest transactions are lost."""
+        while len(self.record.sent) < spell.start:
+            await self.sent.wait()
+        await anyio.sleep(spell.end)
+        if self.chaos.healed:
+            return
+        change = await self.node.core.change(lambda: self.chain.replace(int(spell.amount), self._loses(spell)))
+        users = self._users()
+        gone = [tx.hash for block in change.removed for tx in (one.tx for one in block.mined) if tx.sender in users]
+        if gone:
+            self.record.reach("reorg took a receipt")
+        if any(self.chain.pool.get(tx_hash) is None for tx_hash in gone):
+            self.record.reach("reorg lost a transaction")
+        self.chaos.blows += [("chain", self.loop.now, self.loop.now + 60.0)]
+
+    def _loses(self, spell: Spell) -> Callable[[Sequence[MinedTx]], Iterable[MinedTx]]:
+        users = self._users()
+
+        def loses(removed: Sequence[MinedTx]) -> Iterable[MinedTx]:
+            newest = reversed(removed) if spell.how == "drop" else ()
+            return itertools.takewhile(lambda one: one.tx.sender in users, newest)
+
+        return loses
+
+    async def _pause(self, spell: Spell) -> None:
+        process = self.processes[-1] if self.processes else None
+        if process is None or process.dead or process.paused:
+            return
+        process.pauses.append((self.loop.now, spell.end))
+        process.paused = True
+        self.loop.hold(process)
+        self.record.reach("paused")
+        await anyio.sleep(spell.end - spell.start)
+        process.wake()
+
+    async def _run_second(self, spell: Spell) -> None:
+        process, ended = Process(self, -1 - len(self.seconds)), anyio.Event()
+        self.seconds[process] = ended
+        await process.run(spell.end)
+        ended.set()
+
+    async def _end_seconds(self) -> None:
+        for process, ended in self.seconds.items():
+            process.stop(0.0)
+            await ended.wait()
+
+    def _users(self) -> set[bytes]:
+        return {bytes.fromhex(wallet.address[2:]) for wallet in self.wallets}
 
     def _port(self, host: str) -> int:
         return RPC_PORT if host == "chain" else provider_port(int(host.split()[1]))
@@ -306,6 +405,15 @@ class World:
         self.chaos.healed = True
         for port in list(self.net.down):
             self.net.bring_up(port)
+
+    async def _slow_down(self) -> None:
+        """Let providers look for work ever more rarely: a job that isn't done soon has to wait for other things."""
+        for after, tick in ((200.0, 15.0), (1000.0, 30.0), (3000.0, 60.0)):
+            await anyio.sleep(after)
+            self.watch.interval = tick / 2
+            for node in self.providers:
+                node.settings.tick = tick
+        guardian.LOOK_SECONDS = max(guardian.LOOK_SECONDS, 200.0)  # type: ignore[misc]
 
     # --- the schedule
 
@@ -318,6 +426,7 @@ class World:
             async with anyio.create_task_group() as group:
                 group.start_soon(self._mine)
                 group.start_soon(self._heal)
+                group.start_soon(self._slow_down)
                 for spell in self.plan.spells:
                     if spell.kind not in ("crash", "no_blocks"):
                         group.start_soon(self._spell, spell)
@@ -328,7 +437,8 @@ class World:
         """Run processes until all jobs have ended, then judge."""
         with self._training():
             async with self._opened():
-                end = self.plan.heal_at + (DAY / 3 if self.plan.of("restart") else DAY)  # what is forgotten stays so
+                forgets = self.plan.of("restart") or self.plan.of("forget")
+                end = self.plan.heal_at + (DAY / 6 if forgets else DAY)  # what is forgotten stays so
                 while self.loop.now < end:
                     process = Process(self, len(self.processes))
                     self.processes.append(process)
@@ -336,6 +446,7 @@ class World:
                     if process.is_done:
                         break
                     await anyio.sleep(process.downtime)
+                await self._end_seconds()
                 await oracle.judge(self)
 
     @contextlib.contextmanager
@@ -352,6 +463,7 @@ class World:
             mock.patch.object(provider_workers.Workers, "_run_trainer", train),
             mock.patch.object(guardian, "LOOK_SECONDS", self.plan.look),
             mock.patch.object(heads, "_SLOWEST", self.plan.head_pause),
+            mock.patch.object(heads, "_QUICK", self.plan.head_first),
         ):
             yield
 
@@ -390,6 +502,9 @@ class World:
                 wallet=self.wallets[number % len(self.wallets)].address,
                 provider=self.providers[number % len(self.providers)].address if self.plan.named else None,
                 on_unverified=cast("Any", self.plan.on_unverified),
+                max_spend=self.plan.cap_amount if self.plan.cap == "job" else None,
+                batch="all" if self.plan.cap == "batch" else None,
+                batch_max_spend=self.plan.cap_amount if self.plan.cap == "batch" else None,
                 key=f"job-{number}",
             )
             for number in range(self.plan.jobs)
@@ -402,16 +517,19 @@ class Process:
     def __init__(self, world: World, number: int) -> None:
         self.world = world
         self.number = number
-        self.dead = False
+        self.dead = self.paused = False
+        self.pauses: list[tuple[float, float]] = []
+        """From when to when it stood still."""
         self.is_done = False
         self.downtime = 30.0
         self.points = 0
         self.tasks: dict[asyncio.Task[Any], None] = {}
         crashes = world.plan.of("crash")
-        self._crash = crashes[number] if number < len(crashes) else None
+        self._crash = crashes[number] if 0 <= number < len(crashes) else None
         self._scope = anyio.CancelScope()
         self.began = self.ended = world.loop.now
         self.failures: dict[str, str] = {}
+        self._files: list[SqliteStore | SqliteOutbox] = []
 
     def point(self, name: str, *, quiet: bool = False) -> None:
         """A place at which it may die."""
@@ -425,13 +543,21 @@ class Process:
         if self.dead and not quiet:
             raise CrashError
 
+    def wake(self) -> None:
+        """Go on, if it stands still."""
+        if self.paused:
+            self.paused = False
+            self.world.loop.release(self)
+
     def _die(self, downtime: float) -> None:
+        self.wake()
         self.dead, self.downtime = True, downtime
         self.world.net.kill(self)
         self._scope.cancel()
 
     def stop(self, downtime: float) -> None:
         """Ask it to end, as a signal does."""
+        self.wake()
         if not self.dead:
             self.downtime = downtime
             self._scope.cancel()
@@ -457,7 +583,9 @@ class Process:
             current.reset(token)
             door.reset(place)
         self.ended = loop.now
-        self.world.journal.writer = None  # what the system does with the lock of a dead process
+        self.world.journal.writer = None  # what the system does with the locks of a dead process
+        for file in self._files:
+            file._close()
         await oracle.check_process(self)
 
     def _task(self, loop: Any, coroutine: Any, **options: Any) -> asyncio.Task[Any]:
@@ -478,24 +606,25 @@ class Process:
 
     async def _job(self, runner: JobRunner, spec: JobSpec) -> None:
         """What a user does with a job: submit, wait, and try a failed one again a few times."""
-        handle = None
-        while handle is None:
+        name, waits = str(spec.key), [120.0, 600.0, 1800.0, 3600.0]
+        is_failed = False
+        while True:
             try:
                 handle = await runner.submit(spec)
-            except ZgError as error:
-                self.failures[str(spec.key)] = f"submit: {type(error).__name__}: {error}"
-                await anyio.sleep(60)
-        for wait in (120.0, 600.0, 1800.0, 3600.0):
-            try:
+                if is_failed:
+                    handle = await runner.resume(handle.id)
                 await handle.result()
-                self.failures.pop(str(spec.key), None)
+                self.failures.pop(name, None)
                 return
             except JobFailedError as error:
-                self.failures[str(spec.key)] = f"{error.stage}: {error.error_code}: {error.message}"
-                await anyio.sleep(wait)
-                handle = await runner.resume(handle.id)
-        with contextlib.suppress(JobFailedError):
-            await handle.result()
+                self.failures[name] = f"{error.stage}: {error.error_code}: {error.message}"
+                if is_failed and not waits:
+                    return
+                await anyio.sleep(waits.pop(0))
+                is_failed = True
+            except ZgError as error:  # not to be had now, or another runner has it
+                self.failures[name] = f"{type(error).__name__}: {error}"
+                await anyio.sleep(60)
 
     def _stores(self) -> tuple[Any, Any]:
         world = self.world
@@ -504,17 +633,22 @@ class Process:
         state = world.folder / "state"
         store = SqliteStore(state / "jobs.sqlite", clock=world.user_clock)
         outbox = SqliteOutbox(state / "outbox.sqlite")
+        self._files += [store, outbox]
         return DoorStore(store, self), DoorOutbox(outbox, self)
 
     def _broker(self, outbox: Any) -> Broker:
         world = self.world
-        return create_broker(
+        broker = create_broker(
             private_keys=[wallet.private_key for wallet in world.wallets],
-            network=LOCAL,
+            network=world.network,
             outbox=outbox,
             state_dir=world.folder / "state",
             clock=world.user_clock,
+            limits=SpendLimits(per_day=world.plan.cap_amount) if world.plan.cap == "day" else None,
+            polling=PollPolicy(first=world.plan.poll_first, growth=2.0 if world.plan.poll_first > 1 else 1.4),
         )
+        broker.chain.heads._block_time = world.plan.head_pause  # what it would measure in time
+        return broker
 
 
 class Outlast(MemoryOutbox):
