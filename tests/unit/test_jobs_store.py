@@ -405,3 +405,22 @@ async def test_a_reader_of_another_process_sees_what_comes(path):
     assert len(await reader.read(JOB)) == 1
     await reader.aclose()
     await writer.aclose()
+
+
+async def test_what_was_appended_lately_is_read_as_the_file_has_it(tmp_path, monkeypatch):
+    """The writer hands it out without reading; a reader of the file finds the same, wherever it begins."""
+    path = tmp_path / "jobs.sqlite"
+    writer, reader = SqliteStore(path, clock=FakeClock()), SqliteStore(path, clock=FakeClock(), read_only=True)
+    await writer.open(OWNER)
+    await reader.open(OWNER)
+    await writer.create(JOB, FIRST)
+    for event in EVENTS:
+        await writer.append(JOB, event)
+    for after in range(len(EVENTS) + 2):
+        assert await writer.read(JOB, after) == await reader.read(JOB, after)
+    reads = []
+    monkeypatch.setattr(writer, "_in_thread", lambda work: reads.append(work))
+    assert len(await writer.read(JOB, len(EVENTS))) == 1
+    assert not reads
+    await reader.aclose()
+    await writer.aclose()

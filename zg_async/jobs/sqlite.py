@@ -41,6 +41,8 @@ _VERSION: Final = 1
 _GENESIS_HASH: Final = bytes(32)
 _POLL_SECONDS: Final = 0.25
 """How often a reader looks for what another process wrote."""
+_NEWEST_EVENTS: Final = 32
+_NEWEST_JOBS: Final = 256
 BEAT_SECONDS: Final = 10.0
 """How often a writer renews its lease, and others look whether it has expired."""
 LEASE_SECONDS: Final = 60.0
@@ -111,6 +113,8 @@ class SqliteStore:
         self._owner: Owner | None = None
         self._height, self._hash, self._epoch = 0, _GENESIS_HASH, 0
         self._last: dict[JobId, int] = {}
+        self._newest: dict[JobId, tuple[Event, ...]] = {}
+        """What was appended here lately, so that those who follow a job needn't read it."""
         self._broken: str | None = None
         self._reconciled = False
 
@@ -189,6 +193,11 @@ class SqliteStore:
             db.execute("update meta set value = ? where name = 'epoch'", (str(self._epoch),))
         self._write_lease()
 
+    def _begin_anew(self) -> None:
+        """Forget what the file held."""
+        self._height, self._hash, self._last = 0, _GENESIS_HASH, {}
+        self._newest.clear()
+
     def _check(self) -> None:
         """Walk the chain and compare it with the head outside."""
         head = _read_head(self._head_path)
@@ -253,7 +262,7 @@ class SqliteStore:
         owner = self._owner
         if self._writes and owner is not None:
             self._prepare(owner)
-            self._height, self._hash, self._last = 0, _GENESIS_HASH, {}
+            self._begin_anew()
             self._check()
 
     def _renew(self) -> None:
@@ -277,7 +286,7 @@ class SqliteStore:
                 db.execute("create table trial (text)")
                 db.execute("insert into trial values (?)", ("x" * 65_536,))
                 db.execute("drop table trial")
-            self._height, self._hash, self._last = 0, _GENESIS_HASH, {}
+            self._begin_anew()
             self._check()
             if self.damage is None:
                 self._write_head()
@@ -383,6 +392,10 @@ class SqliteStore:
         self._write_head()
         for entry, numbered in done:
             entry.done = numbered
+            kept = (*self._newest.pop(entry.job_id, ()), *numbered)
+            self._newest[entry.job_id] = kept[-_NEWEST_EVENTS:]
+        while len(self._newest) > _NEWEST_JOBS:
+            del self._newest[next(iter(self._newest))]
 
     def _columns(self, height: int, event: Event) -> list[Any]:
         at = "" if event.at is None else event.at.astimezone(dt.UTC).isoformat()
@@ -395,6 +408,9 @@ class SqliteStore:
         """Return a job's events with a number above `after`."""
         if self.is_writer and after and after >= self._last.get(job_id, after + 1):
             return ()  # nobody else appends
+        newest = self._newest.get(job_id)
+        if self.is_writer and newest and newest[0].seq <= after + 1 and newest[-1].seq == self._last.get(job_id):
+            return tuple(event for event in newest if event.seq > after)
         query = f"select {_COLUMNS} from event where job = ? and seq > ? order by seq"
         rows = await self._in_thread(lambda: self._require().execute(query, (job_id, after)).fetchall())
         return tuple(map(_event, rows))
@@ -531,7 +547,7 @@ class SqliteStore:
         _set_aside(path)
         self._head_path.unlink(missing_ok=True)
         self._db, self.damage = _connect(path), None
-        self._height, self._hash, self._last = 0, _GENESIS_HASH, {}
+        self._begin_anew()
         self._prepare(owner)
         with _transaction(self._require()) as db:
             db.executemany("insert into event values (?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)

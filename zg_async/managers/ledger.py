@@ -22,7 +22,7 @@ from zg_async.managers.funding import Funder, FundingPlan, or_none
 from zg_async.managers.pages import MOST_ACCOUNTS, PAGE, read_pages
 from zg_async.managers.refund_watch import RefundsChanged, wait_refunds, watch_refunds
 from zg_async.managers.retrieving import OpenTasks, Retrieval, open_pairs, standing
-from zg_async.managers.services import LedgerLimits, ServiceType
+from zg_async.managers.services import LedgerLimits, ServiceType, Together
 from zg_async.showing import Records
 from zg_async.tracing import observed
 from zg_async.units import Amount, format_amount, parse_amount
@@ -70,6 +70,10 @@ class LedgerManager:
         self._ctx = context
         self._services = context.services
         self._contract = context.services.ledger
+        self._rooms: dict[ServiceType, Together[AccountRoom]] = {
+            "fine-tuning": Together(lambda: self._read_room("fine-tuning")),
+            "inference": Together(lambda: self._read_room("inference")),
+        }
         self._funder = Funder(context, self.get_account_room)
 
     # ---- views
@@ -140,6 +144,9 @@ class LedgerManager:
         Args:
             service_type: `"fine-tuning"` or `"inference"`.
         """
+        return await self._rooms[_kind(service_type)].get()
+
+    async def _read_room(self, service_type: ServiceType) -> AccountRoom:
         await self._services.full_name(service_type)
         contract: Any = self._services.fine_tuning if service_type == "fine-tuning" else self._services.inference
         wallet, limits = self._ctx.wallet, await self.get_limits()

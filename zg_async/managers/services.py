@@ -74,6 +74,27 @@ class _Kept(Generic[S]):
         return service
 
 
+class Together(Generic[S]):
+    """Reads once for all who ask while an earlier read is under way; nobody's answer is older than the question."""
+
+    def __init__(self, read: Callable[[], Awaitable[S]]) -> None:
+        """Begin without an answer."""
+        self._read = read
+        self._begun = 0
+        self._answer: tuple[int, S] | None = None
+        self._lock = anyio.Lock()
+
+    async def get(self) -> S:
+        """Return what a read finds that begins after this call."""
+        asked = self._begun
+        async with self._lock:
+            if self._answer is not None and self._answer[0] > asked:
+                return self._answer[1]
+            self._begun = number = self._begun + 1
+            self._answer = number, await self._read()
+            return self._answer[1]
+
+
 class ServiceDirectory:
     """Services, serving contracts' names and limits of one network; shared by all wallets of a broker."""
 
@@ -91,6 +112,7 @@ class ServiceDirectory:
         self._fine_tuning: _Kept[FineTuningService] = _Kept(clock)
         self._inference: _Kept[InferenceService] = _Kept(clock)
         self._lock = anyio.Lock()
+        self._all = Together(self._read_fine_tuning_services)
 
     async def full_name(self, service_type: str) -> str:
         """Return the registered name of a service type, the only one the ledger takes.
@@ -199,6 +221,9 @@ class ServiceDirectory:
 
     async def fine_tuning_services(self) -> tuple[FineTuningService, ...]:
         """Read all fine-tuning registrations."""
+        return await self._all.get()
+
+    async def _read_fine_tuning_services(self) -> tuple[FineTuningService, ...]:
         services = await self._chain.call(self.fine_tuning.get_all_services())
         self._fine_tuning.forget()
         for service in services:
