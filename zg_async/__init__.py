@@ -77,6 +77,7 @@ _HOMES = {
     "zg_async.jobs.batch": ("Batch", "BatchResult", "BatchRow", "read_batch"),
     "zg_async.jobs.notify": ("Callback", "Webhook"),
     "zg_async.jobs.policies": ("Approval", "StagePolicy"),
+    "zg_async.jobs.sharing": ("drain_batch",),
     "zg_async.jobs.plan": ("JobPlan", "PlannedTransaction", "PlannedUpload"),
     "zg_async.jobs.runner": ("JobHandle", "JobRunner"),
     "zg_async.jobs.spec": ("JobSpec", "read_spec"),
@@ -264,6 +265,7 @@ if TYPE_CHECKING:
     from zg_async.jobs.policies import StagePolicy as StagePolicy
     from zg_async.jobs.runner import JobHandle as JobHandle
     from zg_async.jobs.runner import JobRunner as JobRunner
+    from zg_async.jobs.sharing import drain_batch as drain_batch
     from zg_async.jobs.spec import JobSpec as JobSpec
     from zg_async.jobs.spec import read_spec as read_spec
     from zg_async.jobs.sqlite import SqliteStore as SqliteStore

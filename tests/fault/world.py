@@ -511,10 +511,15 @@ class FineTuning:
         return await self.call("rpc read", lambda: max(now, self.world.account_nonce + 1))
 
     async def get_account(self, provider: str) -> SimpleNamespace:
-        return await self.call("rpc read", lambda: SimpleNamespace(account_nonce=self.world.account_nonce))
+        delivered = [d for d in self.world.deliverables.values() if self.world.task(d.id).provider == provider]
+        account = SimpleNamespace(account_nonce=self.world.account_nonce, deliverables=delivered)
+        return await self.call("rpc read", lambda: account)
 
-    async def find_task_by_nonce(self, provider: str, request_nonce: int) -> Task | None:
-        return next((t for t in await self.list_task(provider) if t.request_nonce == request_nonce), None)
+    async def find_task_by_nonce(
+        self, provider: str, request_nonce: int, dataset_hash: str | None = None, training_params: str | None = None
+    ) -> Task | None:
+        tasks = (t for t in await self.list_task(provider) if t.request_nonce == request_nonce)
+        return next((t for t in tasks if dataset_hash in (None, t.dataset_hash)), None)
 
     async def create_task(
         self, provider: str, model: str, dataset_hash: str, params: str, *, policy: str, request_nonce: int
@@ -529,7 +534,7 @@ class FineTuning:
         try:
             return await self.call("post task", post)
         except (ProviderUnavailableError, UnfinishedTaskError):
-            if task := await self.find_task_by_nonce(provider, request_nonce):
+            if task := await self.find_task_by_nonce(provider, request_nonce, dataset_hash):
                 return task.id
             raise
 

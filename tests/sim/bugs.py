@@ -66,7 +66,7 @@ def _request_off_the_record() -> contextlib.AbstractContextManager[Any]:
     )
 
 
-async def _nothing_found(self: FineTuningManager, provider: str, request_nonce: int) -> None:
+async def _nothing_found(self: FineTuningManager, *asked: object) -> None:
     return None
 
 

@@ -188,7 +188,7 @@ async def test_ten_thousand_queued_specs_take_no_more_memory_than_a_hundred(matr
             await anyio.lowlevel.checkpoint()
             return BatchRow(name=spec.name, model=spec.model, dataset="train.jsonl", status="succeeded")
 
-        monkeypatch.setattr(batches, "_run_one", stalled)
+        monkeypatch.setattr(batches, "run_one", stalled)
         tracemalloc.start()
         result = await batches.run_batch(None, matrix(models=[f"m{n}" for n in range(count // 2)]), at_once=50)
         most = tracemalloc.get_traced_memory()[1]

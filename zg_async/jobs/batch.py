@@ -7,7 +7,7 @@ import io
 import json
 import os
 import unicodedata
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -24,7 +24,7 @@ from zg_async.units import Amount, format_amount
 from zg_async.wire.task_log import parse_log
 
 if TYPE_CHECKING:
-    from zg_async.jobs.runner import JobRunner
+    from zg_async.jobs.runner import JobHandle, JobRunner
 
 AT_ONCE: Final = 100
 _CELL: Final = 1000
@@ -221,27 +221,38 @@ def _cells(row: BatchRow) -> tuple[str, ...]:
 async def run_batch(runner: "JobRunner", batch: Batch, *, at_once: int = AT_ONCE) -> BatchResult:
     """Run a matrix; see `JobRunner.run_batch`."""
     rows: dict[int, BatchRow] = {}
-    specs = enumerate(expand(batch))
-    turn = anyio.Lock()
 
-    async def work() -> None:
+    async def work(number: int, spec: JobSpec) -> None:
+        rows[number] = await run_one(runner, spec)
+
+    await each_spec(batch, at_once, work)
+    return BatchResult(tuple(rows[number] for number in sorted(rows)))
+
+
+async def each_spec(batch: Batch, at_once: int, work: Callable[[int, JobSpec], Awaitable[None]]) -> None:
+    """Do something for each job of a matrix, some at a time; the specifications are made one by one."""
+    specs, turn = enumerate(expand(batch)), anyio.Lock()
+
+    async def next_ones() -> None:
         while True:
             async with turn:
                 number, spec = await anyio.to_thread.run_sync(next, specs, (-1, None))
             if spec is None:
                 return
-            rows[number] = await _run_one(runner, spec)
+            await work(number, spec)
 
     async with anyio.create_task_group() as group:
         for _ in range(max(min(at_once, len(batch)), 1)):
-            group.start_soon(work)
-    return BatchResult(tuple(rows[number] for number in sorted(rows)))
+            group.start_soon(next_ones)
 
 
-async def _run_one(runner: "JobRunner", spec: JobSpec) -> BatchRow:
+async def run_one(
+    runner: "JobRunner", spec: JobSpec, *, find: "Callable[[], Awaitable[JobHandle]] | None" = None
+) -> BatchRow:
+    """Submit a job, or `find` it, follow it to its end, and return its row."""
     about: dict[str, Any] = {"name": spec.name or "", "model": spec.model, "dataset": os.path.basename(spec.dataset)}
     try:
-        job = await runner.submit(spec)
+        job = await (runner.submit(spec) if find is None else find())
         seconds, first = None, None
         async with job.events() as events:
             async for event in events:

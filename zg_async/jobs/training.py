@@ -53,7 +53,7 @@ _DELIVERED: Final = frozenset({TaskProgress.DELIVERED, TaskProgress.USER_ACKNOWL
 async def create_task(work: Work) -> AsyncGenerator[Event, None]:
     """Create the task once: by the journaled request nonce it is found again, whatever happened to the answer."""
     tuning, nonce = work.broker.fine_tuning, work.state.request_nonce
-    if nonce is not None and (task := await tuning.find_task_by_nonce(work.provider, nonce)):
+    if nonce is not None and (task := await _requested(work, nonce)):
         yield TaskCreated(task_id=task.id)
         return
     if nonce is None and work.state.suspect and (task := await lost_task(work, work.provider)):
@@ -85,6 +85,13 @@ async def create_task(work: Work) -> AsyncGenerator[Event, None]:
     except PreviousDeliverableNotAcknowledgedError as error:
         raise await _lying(work, error) from error
     yield TaskCreated(task_id=task_id)
+
+
+async def _requested(work: Work, nonce: int) -> Task | None:
+    """Find the task that was asked for with a number; another program may have taken the same one for another."""
+    return await work.broker.fine_tuning.find_task_by_nonce(
+        work.provider, nonce, work.state.dataset_hash, str(work.spec.training_params)
+    )
 
 
 async def _was_never_made(work: Work, account: FineTuningAccountDetails | None) -> bool:
@@ -257,7 +264,7 @@ async def cancel(work: Work) -> AsyncGenerator[Event, None]:
         return
     tuning = work.broker.fine_tuning
     if state.task_id is None:
-        task = await tuning.find_task_by_nonce(work.provider, state.request_nonce)
+        task = await _requested(work, state.request_nonce)
         if task is None:
             await charge(work, 0, settled=True)
             yield JobCancelled(reason=f"{why}before a task was created")

@@ -5,6 +5,7 @@ Protocol: 0g-serving-broker api/fine-tuning, 0g-serving-contract contracts/fine-
 
 import dataclasses
 import datetime as dt
+import json
 import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -695,11 +696,11 @@ class FineTuningManager(Deliverables):
         try:
             return await client.create_task(signer.address, body)
         except ProviderUnavailableError:
-            if task := await self.find_task_by_nonce(client.provider, nonce):
+            if task := await self.find_task_by_nonce(client.provider, nonce, dataset_hash, params):
                 return task.id
             raise
         except UnfinishedTaskError as e:
-            if task := await self.find_task_by_nonce(client.provider, nonce):
+            if task := await self.find_task_by_nonce(client.provider, nonce, dataset_hash, params):
                 return task.id
             raise await self._named(client.provider, e) from e
 
@@ -722,9 +723,22 @@ class FineTuningManager(Deliverables):
         given[self._ctx.wallet] = nonce
         return nonce
 
-    async def find_task_by_nonce(self, provider: str, request_nonce: int) -> Task | None:
-        """Find this wallet's task by the number it was created with; None when the provider knows none."""
-        return next((t for t in await self.list_task(provider) if t.request_nonce == request_nonce), None)
+    async def find_task_by_nonce(
+        self, provider: str, request_nonce: int, dataset_hash: str | None = None, training_params: str | None = None
+    ) -> Task | None:
+        """Find this wallet's task by the number it was created with.
+
+        Args:
+            provider: The provider's address.
+            request_nonce: The number.
+            dataset_hash: What it has to train on; None: anything.
+            training_params: With what, as JSON; None: anything. Two programs may choose a number in one millisecond.
+
+        Returns:
+            The task; None when the provider knows none.
+        """
+        tasks = (t for t in await self.list_task(provider) if t.request_nonce == request_nonce)
+        return next((t for t in tasks if _is_order(t, dataset_hash, training_params)), None)
 
     async def list_task(self, provider: str, *, name: str | None = None, tags: Collection[str] = ()) -> Records[Task]:
         """List this wallet's tasks at a provider, newest first.
@@ -928,6 +942,15 @@ def _short(account: FineTuningAccountDetails, provider: Address, estimate: FeeEs
         f"{format_amount(account.spendable)}",
         hint=f"ledger.ensure_funded(provider, 'fine-tuning', '{format_amount(estimate.high).split()[0]}')",
     )
+
+
+def _is_order(task: Task, dataset_hash: str | None, training_params: str | None) -> bool:
+    if dataset_hash is not None and task.dataset_hash.lower() != dataset_hash.lower():
+        return False
+    try:
+        return training_params is None or json.loads(task.training_params) == json.loads(training_params)
+    except ValueError:
+        return False
 
 
 def _unfinished(task: Task) -> UnfinishedTaskError:
