@@ -16,9 +16,11 @@ from zg_async.errors import (
     ConfigError,
     DatasetError,
     HashMismatchError,
+    InsufficientBalanceError,
     JobCancelledError,
     JobFailedError,
     JournalError,
+    LedgerExistsError,
     LimitError,
     ProviderUnavailableError,
     TaskFailedError,
@@ -878,3 +880,22 @@ async def test_of_several_tasks_that_may_be_its_own_none_is_taken(world, journal
         with pytest.raises(JournalError, match="any of these tasks"):
             await (await run.attach(journal.rows[0].job_id)).result()
     assert world.posts == 0
+
+
+@pytest.mark.parametrize("error", [LedgerExistsError, InsufficientBalanceError])
+async def test_funding_that_another_program_of_the_wallet_was_faster_with_is_planned_anew(world, journal, error):
+    process = Process(world)
+    fund, refused = process.broker.ledger.ensure_funded, []
+
+    async def overtaken(*arguments, **options):
+        if not refused:
+            refused.append(error("the chain says no"))
+            raise refused[0]
+        return await fund(*arguments, **options)
+
+    process.broker.ledger.ensure_funded = overtaken
+    async with JobRunner(process.broker, MemoryStore(journal)) as runner:
+        job = await runner.submit(world.spec())
+        world.check(await job.result(), transactions=TRANSACTIONS)
+        retries = [event.stage for event in await collect(job) if isinstance(event, e.StageRetrying)]
+    assert (len(refused), retries) == (1, ["fund"])

@@ -17,8 +17,10 @@ from zg_async.errors import (
     ContractRevertedError,
     DeliverableNotFoundError,
     FeeCapError,
+    InsufficientBalanceError,
     InsufficientGasFundsError,
     JournalError,
+    LedgerExistsError,
     LedgerNotFoundError,
     ProviderError,
     ProviderUnavailableError,
@@ -349,7 +351,7 @@ def _retry(
     may_go_on = window is not None and chain_now < window.deadline
     attempt = 1 + (state.retry.attempt if state.retry is not None and state.retry.stage == stage.name else 0)
     can_help = fresh or error.retryable or isinstance(error, UnfinishedTaskError | TransactionReplacedError)
-    can_help = can_help or (attempt <= VIEW_TRIES and _contradicts(state, error))
+    can_help = can_help or (attempt <= VIEW_TRIES and (_contradicts(state, error) or _is_race(stage, error)))
     if not (can_help or (may_go_on and isinstance(error, _MAY_BE_MENDED))):
         return None
     stages = state.spec.stages if state.spec is not None else {}
@@ -381,6 +383,11 @@ def _contradicts(state: JobState, error: ZgError) -> bool:
     if isinstance(error, SignerNotAcknowledgedError):
         return state.signer_acknowledged
     return isinstance(error, AccountNotFoundError | LedgerNotFoundError) and "fine-tuning" in state.funded
+
+
+def _is_race(stage: Stage, error: ZgError) -> bool:
+    """Say whether another program of this wallet was faster: what it did changes the plan."""
+    return stage.name == "fund" and isinstance(error, LedgerExistsError | InsufficientBalanceError)
 
 
 def now(clock: Clock) -> dt.datetime:

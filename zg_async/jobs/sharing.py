@@ -1,9 +1,10 @@
 """One batch, drained by several processes of one machine that share a folder.
 
 Each worker drives a journal of its own in the folder. Before a job is submitted it is claimed: a file, made whole or
-not at all, names the journal that has it, for ever. A worker that finds nothing more to claim follows the jobs of the
-other journals, and takes a journal over whose process has died or hangs, by that journal's lease and epoch. So journals
-change hands, claims never do: a job is in one journal, and a journal has one driver.
+not at all, names the journal that has it, for ever. All workers look into all journals, and take one over whose
+process has died or hangs, by that journal's lease and epoch. So journals change hands, claims never do: a job is in
+one journal, and a journal has one driver. Nobody guards here what no journal accounts for: a dead worker's tasks would
+be adopted before its journal is.
 """
 
 import hashlib
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 AT_ONCE: Final = 10
 _LOOK_SECONDS: Final = 1.0
+_READY: Final = ".ready"
 
 
 async def drain_batch(
@@ -78,8 +80,11 @@ async def drain_batch(
                 runner = await worker.runner_of(await worker.claim(spec))
                 rows[number] = await run_one(runner, spec, find=lambda: _follow(runner, spec))
 
-        for work in (own, of_others):
-            await each_spec(batch, at_once, work)
+        async with anyio.create_task_group() as group:
+            group.start_soon(worker.look_after_others)
+            for work in (own, of_others):
+                await each_spec(batch, at_once, work)
+            group.cancel_scope.cancel()
     return BatchResult(tuple(rows[number] for number in sorted(rows)))
 
 
@@ -109,7 +114,7 @@ class _Worker:
         """
         for number in itertools.count(1):
             name = f"worker-{number}"
-            runner = self._make(name, guard=True)
+            runner = self._make(name)
             async with AsyncExitStack() as opened:
                 lock = await anyio.to_thread.run_sync(_lock, self._folder / f"{name}.worker")
                 if lock is None:
@@ -118,6 +123,7 @@ class _Worker:
                 await opened.enter_async_context(runner)
                 if runner.is_driver:  # else another worker has taken it over
                     self.name, self._runners[name] = name, runner
+                    await anyio.Path(self._folder / f"{name}{_READY}").touch()
                     await self._stack.enter_async_context(opened.pop_all())
                     return
 
@@ -126,16 +132,23 @@ class _Worker:
         path = self._folder / "claims" / hashlib.sha256(str(spec.key).encode()).hexdigest()
         return await anyio.to_thread.run_sync(_claim, path, self.name)
 
+    async def look_after_others(self) -> None:
+        """Look into each journal as soon as there is one, so that it is driven however its worker ends."""
+        while True:
+            async for path in anyio.Path(self._folder).glob(f"*{_READY}"):
+                await self.runner_of(path.name.removesuffix(_READY))
+            await self._broker.clock.sleep(_LOOK_SECONDS)
+
     async def runner_of(self, name: str) -> JobRunner:
         """Return a runner on a journal, which drives it once nobody else does."""
         async with self._opening:
             if name not in self._runners:
-                self._runners[name] = await self._stack.enter_async_context(self._make(name, guard=False))
+                self._runners[name] = await self._stack.enter_async_context(self._make(name))
         return self._runners[name]
 
-    def _make(self, name: str, *, guard: bool) -> JobRunner:
+    def _make(self, name: str) -> JobRunner:
         store = SqliteStore(self._folder / f"{name}.sqlite", clock=self._broker.clock)
-        return JobRunner(self._broker, store, guard=guard, approve=self._approve)
+        return JobRunner(self._broker, store, guard=False, approve=self._approve)
 
 
 def _lock(path: Path) -> Lock | None:
