@@ -98,6 +98,8 @@ class LogReader:
         self._followers: list[_Follower] = []
         self._seen: collections.OrderedDict[int, str] = collections.OrderedDict()
         self._cursor: Cursor | None = None
+        self._asked: Cursor | None = None
+        """What the last question was about: the first of new followers may move the cursor before it is answered."""
 
     async def get_logs(self, addresses: Iterable[str], topics: Topics, first: int, last: int) -> tuple[Log, ...]:
         """Read the logs of a range of blocks, in pieces the node will answer.
@@ -197,13 +199,13 @@ class LogReader:
 
     def asks(self) -> Sequence[Ask]:
         """Ask whether the cursor's block still stands."""
-        cursor = self._cursor
+        cursor = self._asked = self._cursor
         return () if cursor is None else (Ask("eth_getBlockByNumber", [hex(cursor.block_number), False]),)
 
     async def answered(self, head: Block, answers: Sequence[Any]) -> None:
         """Read what is new, or go back."""
         cursor = self._cursor
-        if cursor is None or not answers or isinstance(answers[0], ChainError):
+        if cursor is None or cursor != self._asked or not answers or isinstance(answers[0], ChainError):
             return
         try:
             if answers[0] is None:
