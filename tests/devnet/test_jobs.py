@@ -32,6 +32,7 @@ def spec(dataset, tmp_path):
 
 
 @pytest.mark.goal("RUN-01")
+@pytest.mark.goal("DEL-08", part="a valid adapter, and a manifest that says whose it is")
 async def test_one_call_goes_from_coins_alone_to_an_adapter_that_answers(broker, spec, tmp_path):
     with pytest.raises(LedgerNotFoundError):
         await broker.ledger.get_ledger()
@@ -46,21 +47,17 @@ async def test_one_call_goes_from_coins_alone_to_an_adapter_that_answers(broker,
         result.provider, result.adapter_name, "Name the colour of box 1.", max_tokens=8
     )
     assert answer.model == result.adapter_name
-    [account] = (await broker.fine_tuning.get_account(result.provider)).deliverables
-    assert (account.id, account.acknowledged, account.settled) == (result.task_id, True, True)
+    [delivery] = (await broker.fine_tuning.get_account(result.provider)).deliverables
+    assert (delivery.id, delivery.acknowledged, delivery.settled) == (result.task_id, True, True)
+    await is_sound(broker, tmp_path / "out" / "adapter", result, delivery, dataset=spec.dataset)
 
 
-@pytest.mark.goal("DEL-08", part="a valid adapter, and a manifest that says whose it is")
-async def test_an_adapter_is_valid_and_its_manifest_says_where_it_comes_from(broker, dataset, tmp_path):
-    spec = JobSpec(model=MODEL, dataset=dataset, training_params=PARAMS, output_dir=tmp_path / "out")
-    async with JobRunner(broker) as runner:
-        result = await runner.run_job(spec)
-    folder = tmp_path / "out" / "adapter"
+async def is_sound(broker, folder, result, delivery, *, dataset):
+    """See that an adapter's files are valid, and that its manifest says whose it is."""
     config, weights = folder / "adapter_config.json", folder / "adapter_model.safetensors"
     adapter = read_adapter(config.read_bytes(), weights.read_bytes(), weights.stat().st_size)
     assert adapter.rank > 0
     assert adapter.targets
-    [delivery] = (await broker.fine_tuning.get_account(result.provider)).deliverables
     manifest = json.loads((folder / "zg_job.json").read_text())
     assert manifest == {
         "job_id": result.job_id,

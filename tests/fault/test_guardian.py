@@ -11,6 +11,7 @@ import pytest
 from tests.fault.virtual_clock import VirtualClock, inline
 from tests.fault.world import PARAMS, PROVIDERS, SIGNER, WINDOW, Process, World
 from zg_async.errors import ChainUnavailableError, ProviderUnavailableError
+from zg_async.jobs.events import JobMoved
 from zg_async.jobs.runner import JobRunner
 from zg_async.jobs.state import JobStatus
 from zg_async.jobs.store import Journal, MemoryStore
@@ -405,3 +406,23 @@ async def test_an_acknowledged_delivery_whose_job_failed_later_is_not_resumed_on
         await case.clock.run_until(case.clock.now() + 60)
         assert await job.status() is JobStatus.FAILED
         assert case.events("job_resumed") == []
+
+
+async def test_a_job_that_was_exported_is_left_to_the_other_machine_unless_that_lets_its_delivery_lie(tmp_path):
+    case = Case(tmp_path, foreign=False)
+    case.world.stuck_at = TaskProgress.TRAINING
+    async with case.runner() as runner:
+        job = await runner.submit(case.world.spec(deploy=False))
+        await case.clock.run_until(case.clock.now() + 60)
+        await runner._halt(job.id)
+        await runner._store.append(job.id, JobMoved())
+    case.world.stuck_at = None
+    while not case.world.deliverables:
+        case.world.advance(case.world.tasks[0].id)
+    async with case.runner() as runner:
+        await case.clock.run_until(case.clock.now() + 600)
+        assert [state.moved for state in await runner.list_jobs()] == [True]
+        assert case.acknowledged_at is None
+        await case.clock.run_until(case.clock.now() + 600)
+        assert [state.status for state in await runner.list_jobs()][1:] == [JobStatus.SUCCEEDED]
+    assert case.acknowledged_at < 0.2

@@ -347,7 +347,8 @@ class JobRunner:
         Raises:
             JournalError: The file is damaged or of another network, the job is here already, or what it has sent isn't
                 on the chain. Nothing was recorded in the journal.
-            ConfigError: The broker lacks the job's wallet, or the dataset isn't there.
+            ConfigError: The broker lacks the job's wallet, nothing bounds what the job may spend where that is
+                asked for, or the dataset isn't there.
         """
         self._require_writer()
         moved = await anyio.to_thread.run_sync(read_job, Path(path))
@@ -369,6 +370,7 @@ class JobRunner:
         news = newer_events(Path(path), here, moved)
         arrived = JobArrived(dataset=absolute(dataset), output_dir=absolute(output_dir), at=now(self._clock))
         state = apply(state, arrived)
+        self._require_cap(known(state.spec))
         await self._check_place(known(state.spec), needs_dataset=state.dataset_hash is None)
         self._cap(state)
         await self._broker.chain.take_over(moved.handover, wallet=known(state.wallet))
