@@ -29,6 +29,7 @@ from zg_async.cli.main import app, run
 from zg_async.devnet import accounts
 from zg_async.devnet.chain_client import ChainClient, HttpRpc, Wallet
 from zg_async.devnet.process import DevnetProcess
+from zg_async.transport import keystore
 from zg_async.transport.signer import LocalSigner
 from zg_async.units import NEURON_PER_0G
 from zg_async.wire.contracts import FineTuningContract
@@ -153,6 +154,7 @@ def test_each_step_does_its_work_and_tells_it_as_documented(network, values, tmp
     monkeypatch.setenv("ZG_CONFIG", str(tmp_path / "config" / "config.json"))
     monkeypatch.setenv("ZG_PASSWORD", "correct horse")
     monkeypatch.setenv("ZG_PROVIDER_RATE", "unlimited")
+    monkeypatch.setattr(keystore, "SCRYPT_N", 4096)  # quick
     (tmp_path / "password").write_text("another\n")
     descriptor = os.open(tmp_path / "password", os.O_RDONLY)
     request.addfinalizer(lambda: os.close(descriptor))

@@ -147,30 +147,6 @@ async def download_counter(*, where: Where = HERE) -> None:
     )
 
 
-async def ack_provider(*, provider: Provider, where: Paying = PAYING) -> None:
-    """Approve a provider's TEE signer. For the contract's owner.
-
-    Args:
-        provider: The provider's address.
-        where: Network, wallet and output.
-    """
-    async with open_broker(where) as broker:
-        receipt = await broker.fine_tuning.acknowledge_tee_signer_by_owner(provider)
-    emit(where, "owner_approval", {"provider": provider, "transaction": receipt_fields(receipt)}, lambda: "approved")
-
-
-async def revoke(*, provider: Provider, where: Paying = PAYING) -> None:
-    """Take the approval of a provider's TEE signer back. For the contract's owner.
-
-    Args:
-        provider: The provider's address.
-        where: Network, wallet and output.
-    """
-    async with open_broker(where) as broker:
-        receipt = await broker.fine_tuning.revoke_tee_signer_acknowledgement(provider)
-    emit(where, "owner_revocation", {"provider": provider, "transaction": receipt_fields(receipt)}, lambda: "revoked")
-
-
 async def remove_service(*, where: Paying = PAYING) -> None:
     """Withdraw the wallet's own fine-tuning service and its stake. For providers.
 

@@ -124,10 +124,10 @@ COMMANDS: Final[tuple[tuple[str, str], ...]] = (
 )
 """Each command's words and where it is; modules are imported when their command is used."""
 HIDDEN: Final[tuple[tuple[str, str], ...]] = (
-    ("fine-tuning ack-provider", "fine_tuning:ack_provider"),
-    ("fine-tuning revoke", "fine_tuning:revoke"),
-    ("inference ack-provider", "inference:ack_provider"),
-    ("inference revoke", "inference:revoke"),
+    ("fine-tuning ack-provider", "owner:approve_fine_tuning"),
+    ("fine-tuning revoke", "owner:revoke_fine_tuning"),
+    ("inference ack-provider", "owner:approve_inference"),
+    ("inference revoke", "owner:revoke_inference"),
     ("web-ui", "ui:web_ui"),
     ("web-info", "ui:start_web"),
 )

@@ -63,7 +63,7 @@ function sums(value) {
   for (const name of ["queued", "running", "succeeded", "failed", "cancelled"]) if (value.counts[name]) show(name, value.counts[name]);
   show("fees", value.fee);
   show("gas", value.gas);
-  show("adapters", value.adapters);
+  show("adapters deployed", value.adapters);
   if (value.hidden) show("older jobs not shown", value.hidden);
 }
 function take(name, value) {
@@ -112,7 +112,7 @@ async function fetchCurves() {
         draw(rows.get(job.job_id) || job);
       } catch { break; }
     }
-    await new Promise((resolve) => setTimeout(resolve, 5000));
+    await new Promise((resolve) => setTimeout(resolve, rows.size ? 5000 : 250));
   }
 }
 setInterval(() => { for (const job of rows.values()) if (job.deadline) draw(job); }, 1000);
