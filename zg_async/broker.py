@@ -31,6 +31,7 @@ from zg_async.transport.fees import FeePolicy
 from zg_async.transport.guard import network_guard
 from zg_async.transport.http import Http, HttpSettings
 from zg_async.transport.key_book import FileKeyBook
+from zg_async.transport.limiter import ProviderLimits
 from zg_async.transport.outbox import Outbox
 from zg_async.transport.rpc import Rpc
 from zg_async.transport.signer import DecryptionKey, Guarded, LocalSigner, Signer
@@ -323,7 +324,7 @@ def create_broker(
         outbox: Where signed transactions are kept; None: a file in the state folder, shared by this user's programs.
         state_dir: Instead of the user's state folder.
         session: An aiohttp session to use; it is left open. None: an own one.
-        http: Time-outs, proxy, certificate authorities and provider limits.
+        http: Time-outs, proxy, certificate authorities and provider limits. None: the defaults and the network's rate.
         allow_hosts: Provider hosts that may have private addresses and plain http, by name.
         fees: Caps and rules for transaction fees.
         limits: What may be spent, per call, job and day. None: what you call for yourself isn't limited, and jobs,
@@ -359,7 +360,7 @@ def create_broker(
     for one in signers.values():
         if isinstance(one, Guarded):
             one.arm(guard)
-    settings = http or HttpSettings()
+    settings = http or HttpSettings(limits=ProviderLimits(rate=record.provider_rate))
     settings = dataclasses.replace(settings, allow_hosts=(*settings.allow_hosts, *record.allow_hosts, *allow_hosts))
     time = clock or SystemClock()
     client = Http(session=session, settings=settings, clock=time)

@@ -36,6 +36,9 @@ class Network:
     """Where certificates and lists to check TEE quotes with come from. They are signed: it isn't trusted."""
     confirmations: int = 12
     """Blocks until a result counts as final."""
+    provider_rate: float | None = 0.1
+    """Requests per second that providers allow a client for quotes, uploads and downloads; None: not known, so that it
+    waits only when told to."""
 
 
 NETWORKS: Final[Mapping[str, Network]] = {
@@ -87,6 +90,7 @@ NETWORKS: Final[Mapping[str, Network]] = {
             flow="0x4ed7c70F96B99c776995fB64377f0d4aB3B0e1C1",
             allow_hosts=("127.0.0.1", "localhost", "::1"),
             confirmations=1,
+            provider_rate=None,
         ),
     )
 }

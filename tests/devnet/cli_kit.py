@@ -24,7 +24,6 @@ class Zg:
             "NETWORK": "local",
             "ZG_PRIVATE_KEY": key,
             "ZG_STATE_DIR": str(state),
-            "ZG_PROVIDER_RATE": "unlimited",  # as the devnet's providers
         }
         for name, value in self.environment.items():
             monkeypatch.setenv(name, value)

@@ -153,7 +153,6 @@ def test_each_step_does_its_work_and_tells_it_as_documented(network, values, tmp
     monkeypatch.setenv("ZG_INDEXER_URL", network.info["indexer_url"])
     monkeypatch.setenv("ZG_CONFIG", str(tmp_path / "config" / "config.json"))
     monkeypatch.setenv("ZG_PASSWORD", "correct horse")
-    monkeypatch.setenv("ZG_PROVIDER_RATE", "unlimited")
     monkeypatch.setattr(keystore, "SCRYPT_N", 4096)  # quick
     (tmp_path / "password").write_text("another\n")
     descriptor = os.open(tmp_path / "password", os.O_RDONLY)

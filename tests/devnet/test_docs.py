@@ -23,7 +23,7 @@ import zg_async.broker
 from tests.devnet.conftest import DATASET, MODEL, PARAMS, new_key
 from tests.http_server import serving
 from tests.unit.test_remote_signer import SigningServer
-from zg_async import HttpSettings, PollPolicy, ProviderLimits
+from zg_async import PollPolicy
 from zg_async.devnet.process import DevnetProcess
 from zg_async.transport.signer import LocalSigner
 
@@ -75,7 +75,6 @@ class Reader:
             "NETWORK": "local",
             "ZG_RPC_ENDPOINT": devnet.rpc_url,
             "ZG_STATE_DIR": str(folder / "state"),
-            "ZG_PROVIDER_RATE": "unlimited",  # as this devnet's providers
             "ZG_CONFIG": str(folder / "config" / "config.json"),
             "PROVIDER": self.names["provider"],
             "MODEL": MODEL,
@@ -85,7 +84,6 @@ class Reader:
         def create_broker(private_key=None, network="local", **options):  # the reader's network is this devnet
             options.setdefault("rpc_url", devnet.rpc_url)
             options.setdefault("state_dir", folder / "state")
-            options.setdefault("http", HttpSettings(limits=ProviderLimits(rate=None)))
             options.setdefault("polling", PollPolicy(first=0.1, longest=0.5, rate=50.0))
             return create(private_key, "local", **options)
 

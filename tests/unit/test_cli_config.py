@@ -20,7 +20,6 @@ SAMPLES = {
     "rpc": ["https://flag.example", "https://env.example", "https://profile.example"],
     "indexer": ["https://i-flag.example", "https://i-env.example", "https://i-profile.example"],
     "state_dir": ["/flag", "/env", "/profile"],
-    "provider_rate": ["0.5", "2", "unlimited"],
     "controller_endpoint": ["https://c-flag.example", "https://c-env.example", "https://c-profile.example"],
 }
 ORDINARY = [n for n in OPTIONS if n not in ("profile", "dev_mode", "private_key", "wallet", "signer_url", "password")]
@@ -147,21 +146,6 @@ def test_an_unknown_network_is_an_error(word):
     assert config.network_of_chain(16602, is_dev=False).name == "testnet"
     with pytest.raises(ConfigError, match="chain 1,"):
         config.network_of_chain(1, is_dev=False)
-
-
-@pytest.mark.parametrize(("text", "rate"), [("0.1", 0.1), ("2", 2.0), ("unlimited", None)])
-def test_a_providers_rate_is_a_number_or_unlimited(text, rate):
-    assert config.rate_of(text) == rate
-
-
-@pytest.mark.parametrize("text", ["0", "-1", "nan", "inf", "fast", "1/s"])
-def test_no_other_rate_is_taken_from_anywhere(text):
-    with pytest.raises(ConfigError, match="rate"):
-        settle({"provider_rate": text}, {}, config_of())
-    with pytest.raises(ConfigError, match="rate"):
-        settle({}, {"ZG_PROVIDER_RATE": text}, config_of())
-    with pytest.raises(ConfigError, match="rate"):
-        config.check_option("provider-rate", text)
 
 
 def test_a_profile_that_is_named_must_exist():

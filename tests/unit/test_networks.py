@@ -2,6 +2,7 @@ import dataclasses
 
 import pytest
 
+from zg_async import HttpSettings, ProviderLimits, create_broker
 from zg_async.errors import ConfigError
 from zg_async.networks import NETWORKS, get_network
 from zg_async.wire.hashing import checksum_address
@@ -32,6 +33,14 @@ def test_public_networks_are_asked_over_https_and_allow_no_private_host(network)
     assert all(u.startswith("https://") for u in urls)
     assert network.allow_hosts == ()
     assert network.confirmations == 12
+    assert network.provider_rate == ProviderLimits().rate
+
+
+@pytest.mark.parametrize("name", ["testnet", "local"])
+def test_a_broker_keeps_the_networks_limit_unless_it_is_given_one(name, tmp_path):
+    own = HttpSettings(limits=ProviderLimits(rate=3.0))
+    assert create_broker(network=name, state_dir=tmp_path).http.settings.limits.rate == get_network(name).provider_rate
+    assert create_broker(network=name, state_dir=tmp_path, http=own).http.settings.limits.rate == 3.0
 
 
 def test_an_underscore_does_for_a_dash():

@@ -50,7 +50,6 @@ OPTIONS: Final[Mapping[str, Option]] = {
     "fine_tuning_ca": Option(flag="--fine-tuning-ca", env=("FINE_TUNING_CA",)),
     "flow_ca": Option(flag="--flow-ca", env=("FLOW_CA",)),
     "controller_endpoint": Option(flag="--controller-endpoint"),
-    "provider_rate": Option(flag="--provider-rate", env=("ZG_PROVIDER_RATE",)),
     "state_dir": Option(flag="--state-dir", env=("ZG_STATE_DIR",)),
     "private_key": Option(flag="--private-key-file", env=("ZG_PRIVATE_KEY", "PRIVATE_KEY"), kept=False),
     "wallet": Option(flag="--wallet", env=("ZG_WALLET",)),
@@ -298,31 +297,5 @@ def check_option(name: str, value: str) -> str:
 def _check(name: str, value: str) -> None:
     if name in _CONTRACTS:
         parse_address(value, what=name.replace("_", "-"))
-    if name == "provider_rate":
-        rate_of(value)
     if name == "wallet":
         refuse_key(value, what="wallet")
-
-
-def rate_of(text: str) -> float | None:
-    """Read how often providers may be asked for quotes, uploads and downloads.
-
-    Args:
-        text: Requests a second, or `unlimited`.
-
-    Returns:
-        Requests a second; None: as often as they let us.
-
-    Raises:
-        ConfigError: It is neither.
-    """
-    try:
-        rate = None if text == "unlimited" else float(text)
-    except ValueError:
-        rate = 0.0
-    if rate is not None and not 0 < rate < float("inf"):
-        raise ConfigError(
-            f"a provider's rate can't be {printable(text, limit=80)!r}",
-            hint="Give requests a second, such as 0.1, or unlimited",
-        )
-    return rate

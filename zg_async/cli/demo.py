@@ -63,8 +63,6 @@ async def _run(
     from zg_async.devnet.process import DevnetProcess
     from zg_async.jobs.runner import JobRunner
     from zg_async.jobs.spec import JobSpec
-    from zg_async.transport.http import HttpSettings
-    from zg_async.transport.limiter import UNLIMITED
 
     question, expected = chat
     screen.working("devnet", "starting a local network")
@@ -72,8 +70,7 @@ async def _run(
         info = network.info
         screen.devnet(info)
         key = info["accounts"][0]["private_key"]
-        http = HttpSettings(limits=UNLIMITED)  # as the network above was asked for
-        broker = create_broker(private_key=key, network="local", rpc_url=info["rpc_url"], state_dir=state, http=http)
+        broker = create_broker(private_key=key, network="local", rpc_url=info["rpc_url"], state_dir=state)
         async with broker, JobRunner(broker) as runner:
             spec = JobSpec(model=MODEL, dataset=dataset, training_params=params, output_dir=out, deploy=True)
             job = await runner.submit(spec)

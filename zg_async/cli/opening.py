@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import anyio.to_thread
 from cyclopts import Parameter
 
-from zg_async.cli.config import MAINNET, Settings, load, network_of_chain, rate_of
+from zg_async.cli.config import MAINNET, Settings, load, network_of_chain
 from zg_async.cli.unlocking import unlock
 from zg_async.errors import ConfigError
 from zg_async.text import printable
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from zg_async.networks import Network
     from zg_async.transport.budget import FirstSpending, SpendLimits
     from zg_async.transport.fees import FeePolicy
-    from zg_async.transport.http import HttpSettings
 
 
 @Parameter(name="*", group="Network, wallet and output")
@@ -57,8 +56,6 @@ class Where:
     """File with the root certificate of TEE quotes, PEM or DER in hex. Default: the network's, else Intel's."""
     pccs_url: str | None = None
     """Where certificates to check TEE quotes come from. Default: the network's."""
-    provider_rate: str | None = None
-    """Requests a second for quotes, uploads and downloads that providers allow. Default: ZG_PROVIDER_RATE, else 0.1."""
     state_dir: Path | None = None
     """Where outbox and journal lie. Default: ZG_STATE_DIR, else the user's state folder."""
     as_json: Annotated[bool, Parameter(name="--json")] = False
@@ -110,8 +107,6 @@ async def open_broker(where: Where, *, wallet: bool = True, **options: Any) -> "
     async with contextlib.AsyncExitStack() as stack:
         signer = await unlock(settings, stack) if wallet else None
         network = _root_of_trust(where, await network_of(settings))
-        if (rate := settings.text("provider_rate")) is not None:
-            options["http"] = _at_rate(rate, options.get("http"))
         if signer is not None and network.chain_id == MAINNET:
             options["limits"] = ask_before_spending(where, options.get("limits"))
         broker = create_broker(
@@ -169,13 +164,6 @@ def ask_before_spending(where: Where, limits: "SpendLimits | None" = None) -> "S
         return True
 
     return dataclasses.replace(limits or SpendLimits(), first_spending=ask)
-
-
-def _at_rate(rate: str, settings: "HttpSettings | None") -> "HttpSettings":
-    from zg_async.transport.http import HttpSettings
-    from zg_async.transport.limiter import ProviderLimits
-
-    return dataclasses.replace(settings or HttpSettings(), limits=ProviderLimits(rate=rate_of(rate)))
 
 
 def read_text(path: Path, what: str) -> str:
