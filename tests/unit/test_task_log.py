@@ -2,6 +2,9 @@
 
 import datetime as dt
 import math
+import tracemalloc
+
+import pytest
 
 from zg_async.wire.provider_api import LogParser, failure_reason, parse_log
 from zg_async.wire.task_log import LINE_LIMIT, TrainSummary
@@ -107,3 +110,14 @@ def test_the_last_failure_is_the_reason():
     assert failure_reason(log) == "container exited with 1"
     assert failure_reason("[2026-01-01T00:00:00Z] setup failed: insufficient balance\n") == "insufficient balance"
     assert failure_reason("all well") == ""
+
+
+@pytest.mark.parametrize("line", [b"\n", b"\r\n"])
+def test_a_flood_of_empty_lines_takes_little_memory(line):
+    flood = line * (2**20 // len(line))
+    tracemalloc.start()
+    try:
+        assert len(parse_log(flood)) == len(flood) // len(line)
+        assert tracemalloc.get_traced_memory()[1] < 64 * 2**20
+    finally:
+        tracemalloc.stop()

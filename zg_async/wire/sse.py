@@ -57,15 +57,18 @@ class SseParser:
         """
         if not data:
             return
-        start = 1 if self._after_cr and data.startswith(b"\n") else 0
+        is_same_end = self._after_cr and data.startswith(b"\n")
         self._after_cr = data.endswith(b"\r")
-        for end in _LINE_END.finditer(data, start):
-            line = bytes(self._line) + data[start : end.start()]
-            self._line.clear()
-            start = end.end()
-            if (event := self._take(line)) is not None:
-                yield event
-        self._line += data[start:]
+        if is_same_end:
+            data = data[1:]
+        begun, *rest = _LINE_END.split(data) if b"\r" in data else data.split(b"\n")
+        self._line += begun
+        if rest:
+            lines = [bytes(self._line), *rest]
+            self._line = bytearray(lines.pop())
+            for line in lines:
+                if (line or self._data or self._event or self._at_start) and (event := self._take(line)) is not None:
+                    yield event
         self._check(len(self._line))
 
     def finish(self) -> Iterator[SseEvent]:

@@ -61,6 +61,10 @@ class LogEntry:
     """It should hold figures, and they can't be read."""
 
 
+_BLANK: Final = LogEntry(text="")
+"""One for all, so that a flood of empty lines costs next to nothing."""
+
+
 class LogParser:
     """Turns a growing log into entries; feed it each new part."""
 
@@ -76,7 +80,12 @@ class LogParser:
         cut = _CUT_FRAME.search(raw, max(0, len(raw) - 9))
         whole, tail = (raw[: cut.start()], raw[cut.start() :]) if cut else (raw, b"")
         *lines, rest = whole.split(b"\n")
-        entries = [entry for line in lines if (entry := self._line(line)) is not None]
+        if lines and self._skipping:
+            self._skipping = False
+            del lines[0]
+        entries = [
+            _BLANK if line in (b"", b"\r") else self._entry(line) for line in lines
+        ]  # a flood of them costs next to nothing
         if len(rest) > LINE_LIMIT:
             if not self._skipping:
                 entries.append(self._entry(rest[:LINE_LIMIT]))
@@ -87,17 +96,14 @@ class LogParser:
     def finish(self) -> list[LogEntry]:
         """Return the last line, if the log doesn't end with a line feed."""
         held, self._held = self._held, b""
-        entry = self._line(held) if held else None
-        return [entry] if entry is not None else []
-
-    def _line(self, line: bytes) -> LogEntry | None:
         if self._skipping:
-            self._skipping = False
-            return None
-        return self._entry(line[:LINE_LIMIT])
+            self._skipping, held = False, b""
+        return [self._entry(held)] if held else []
 
     def _entry(self, raw: bytes) -> LogEntry:
-        text = raw.decode("utf-8", "replace").removesuffix("\r")
+        text = raw[:LINE_LIMIT].decode("utf-8", "replace").removesuffix("\r")
+        if "'" not in text and "Step" not in text and text[:1] != "[":  # most lines hold neither figures nor a time
+            return LogEntry(text=text)
         time = None
         if match := _PREFIX.fullmatch(text):
             time = _time(match[1])
