@@ -115,9 +115,13 @@ class ChainClient:
         block = await self.request("eth_getBlockByNumber", "latest", False)
         return int(block["number"], 16), block["hash"], int(block["timestamp"], 16)
 
-    async def logs(self, addresses: Iterable[Address], first: int, last: int) -> list[Log]:
-        """Return the logs of some contracts in blocks `first` to `last`, both included."""
-        wanted = {"address": list(addresses), "fromBlock": hex(first), "toBlock": hex(last)}
+    async def logs(
+        self, addresses: Iterable[Address], first: int, last: int, *, topic: bytes | None = None
+    ) -> list[Log]:
+        """Return the logs of some contracts in blocks `first` to `last`, both included; with `topic` of one event."""
+        wanted: dict[str, Any] = {"address": list(addresses), "fromBlock": hex(first), "toBlock": hex(last)}
+        if topic is not None:
+            wanted["topics"] = [hex0x(topic)]
         return [parse_log(entry) for entry in await self.request("eth_getLogs", wanted)]
 
 

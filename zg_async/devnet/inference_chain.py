@@ -6,6 +6,7 @@ from zg_async.devnet.chain_client import Wallet
 from zg_async.devnet.inference_settings import Acknowledgement, FeeSettlement, SettlementResult
 from zg_async.errors import AccountNotFoundError, DeliverableNotFoundError, ServiceNotFoundError
 from zg_async.wire.contracts import (
+    TOPIC,
     DeliverableAcknowledged,
     FineTuningContract,
     InferenceContract,
@@ -49,7 +50,8 @@ class WalletChain:
 
     async def acknowledged(self, from_block: int, to_block: int) -> Sequence[Acknowledgement]:
         """Read the acknowledgements of some blocks."""
-        logs = await self._wallet.client.logs((self._fine_tuning.address,), from_block, to_block)
+        topic = TOPIC["DeliverableAcknowledged"]
+        logs = await self._wallet.client.logs((self._fine_tuning.address,), from_block, to_block, topic=topic)
         return [
             Acknowledgement(user=event.user, task_id=event.id)
             for log in logs
