@@ -49,6 +49,7 @@ def shown(capsys):
         (["ft", "create-task", "--network=test"], ["--network=testnet", "--network=testnet-dev"]),
         (["ft", "create-task", "--network", "=", "test"], ["testnet", "testnet-dev"]),
         (["ft", "create-task", "--policy", "="], ["queue", "fail", "wait_for_free"]),
+        (["ft", "create-task", "--policy", '""'], ["queue", "fail", "wait_for_free"]),  # PowerShell's empty word
         (["ft", "create-task", "--config-path", ""], [FILES]),
         (["ft", "create-task", "--json", "--js"], []),
         (["ft", "no-such", ""], []),

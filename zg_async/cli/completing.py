@@ -67,7 +67,7 @@ complete -c zg -f -a '(__zg_complete)'
 Register-ArgumentCompleter -Native -CommandName zg -ScriptBlock {
     param($wordToComplete, $commandAst, $cursorPosition)
     $words = @($commandAst.CommandElements | Select-Object -Skip 1 | ForEach-Object { $_.ToString() })
-    if ($wordToComplete -eq '') { $words += '' }
+    if ($wordToComplete -eq '') { $words += '""' }
     $found = @(zg __complete -- @words 2>$null)
     if ($found.Count -gt 0 -and $found[0] -eq ':files') { return }
     $found | ForEach-Object { [System.Management.Automation.CompletionResult]::new($_, $_, 'ParameterValue', $_) }
@@ -89,7 +89,8 @@ def candidates(words: Sequence[str], *, cache: Path | None = None) -> list[str]:
         The candidates; `[FILES]` for a file name.
     """
     table = json.loads((TEXTS / "commands.json").read_text(encoding="utf-8"))
-    *before, last = ["" if word == "=" else word for word in words or [""]]
+    # `""` is PowerShell's empty word: before 7.3 it drops an empty one on the way to a program
+    *before, last = ["" if word in ("=", '""') else word for word in words or [""]]
     before = [word for word in before if word]  # bash takes `--flag=value` for three words
     command, rest = _command(table["commands"], before)
     if command is None:
