@@ -79,7 +79,8 @@ _HOMES = {
     "zg_async.jobs.policies": ("Approval", "StagePolicy"),
     "zg_async.jobs.sharing": ("drain_batch",),
     "zg_async.jobs.plan": ("JobPlan", "PlannedTransaction", "PlannedUpload"),
-    "zg_async.jobs.runner": ("JobHandle", "JobRunner"),
+    "zg_async.jobs.handle": ("JobHandle",),
+    "zg_async.jobs.runner": ("JobRunner",),
     "zg_async.jobs.spec": ("JobSpec", "read_spec"),
     "zg_async.jobs.sqlite": ("SqliteStore",),
     "zg_async.jobs.state": ("JobResult",),
@@ -256,6 +257,7 @@ if TYPE_CHECKING:
     from zg_async.jobs.batch import BatchRow as BatchRow
     from zg_async.jobs.batch import read_batch as read_batch
     from zg_async.jobs.events import Event as Event
+    from zg_async.jobs.handle import JobHandle as JobHandle
     from zg_async.jobs.notify import Callback as Callback
     from zg_async.jobs.notify import Webhook as Webhook
     from zg_async.jobs.plan import JobPlan as JobPlan
@@ -263,7 +265,6 @@ if TYPE_CHECKING:
     from zg_async.jobs.plan import PlannedUpload as PlannedUpload
     from zg_async.jobs.policies import Approval as Approval
     from zg_async.jobs.policies import StagePolicy as StagePolicy
-    from zg_async.jobs.runner import JobHandle as JobHandle
     from zg_async.jobs.runner import JobRunner as JobRunner
     from zg_async.jobs.sharing import drain_batch as drain_batch
     from zg_async.jobs.spec import JobSpec as JobSpec

@@ -29,7 +29,7 @@ _LONGEST = 4000
 
 if TYPE_CHECKING:
     from zg_async.broker import Broker
-    from zg_async.jobs.runner import JobHandle
+    from zg_async.jobs.handle import JobHandle
     from zg_async.jobs.state import JobResult, JobState
 
 

@@ -19,7 +19,8 @@ from zg_async.units import format_amount
 
 if TYPE_CHECKING:
     from zg_async.broker import Broker
-    from zg_async.jobs.runner import JobHandle, JobRunner
+    from zg_async.jobs.handle import JobHandle
+    from zg_async.jobs.runner import JobRunner
     from zg_async.jobs.sqlite import SqliteStore
     from zg_async.jobs.state import JobState
 

@@ -24,7 +24,8 @@ from zg_async.units import Amount, format_amount
 from zg_async.wire.task_log import parse_log
 
 if TYPE_CHECKING:
-    from zg_async.jobs.runner import JobHandle, JobRunner
+    from zg_async.jobs.handle import JobHandle
+    from zg_async.jobs.runner import JobRunner
 
 AT_ONCE: Final = 100
 _CELL: Final = 1000

@@ -17,7 +17,7 @@ from zg_async.units import format_amount
 if TYPE_CHECKING:
     from anyio.abc import TaskGroup
 
-    from zg_async.jobs.runner import JobHandle
+    from zg_async.jobs.handle import JobHandle
     from zg_async.managers.fine_tuning import FineTuningManager
 
 _log = get_logger("zg_async.jobs")

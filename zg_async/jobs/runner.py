@@ -9,11 +9,10 @@ import hashlib
 import os
 import signal
 import uuid
-from collections import deque
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import anyio
 import anyio.to_thread
@@ -24,8 +23,6 @@ from zg_async.errors import (
     ClosedError,
     ConfigError,
     ContractRevertedError,
-    JobCancelledError,
-    JobFailedError,
     JournalError,
     ZgError,
 )
@@ -33,7 +30,6 @@ from zg_async.jobs.batch import AT_ONCE, Batch, BatchResult, run_batch
 from zg_async.jobs.driver import Driver, now
 from zg_async.jobs.events import (
     DatasetChecked,
-    Event,
     JobArrived,
     JobCancelled,
     JobMoved,
@@ -42,7 +38,7 @@ from zg_async.jobs.events import (
     JobWarned,
 )
 from zg_async.jobs.guardian import Guardian
-from zg_async.jobs.live import follow, notebook_display, state_html
+from zg_async.jobs.handle import JobHandle
 from zg_async.jobs.moving import absolute, newer_events, read_job, write_job
 from zg_async.jobs.notify import Notifier, Notify, notifying
 from zg_async.jobs.plan import JobPlan, make_plan
@@ -58,7 +54,6 @@ from zg_async.jobs.upkeep import is_dead, remove_leftovers
 from zg_async.jobs.wallet_pool import WalletPool
 from zg_async.jobs.work import Work, known
 from zg_async.logs import get_logger
-from zg_async.managers.costs import Cost, fees_of
 from zg_async.managers.dataset import require_usable
 from zg_async.managers.tokens import count_tokens
 from zg_async.wire.hashing import parse_address
@@ -679,157 +674,3 @@ def _moved(state: JobState) -> JournalError:
 
 _MAX_WARNINGS: Final = 20
 _LOCAL_KEY: Final = "Use a local key or keystore for the wallet that orders the model"
-
-
-class JobHandle:
-    """One job, as its user sees it."""
-
-    def __init__(self, runner: JobRunner, job_id: JobId) -> None:
-        """Wrap a job of a runner's journal."""
-        self._runner = runner
-        self._seen: JobState | None = None
-        self.id = job_id
-
-    def __repr__(self) -> str:
-        return f"<JobHandle {self.id}>"
-
-    def __await__(self) -> Generator[Any, None, JobResult]:
-        """Wait for the result, as `result` does; in a notebook with a table and a loss curve meanwhile."""
-        place = notebook_display()
-        return (self.result() if place is None else follow(self, place())).__await__()
-
-    def _repr_html_(self) -> str:
-        return state_html(JobState(job_id=self.id) if self._seen is None else self._seen)
-
-    def events(self, after: int = 0) -> "JobEvents":
-        """Read the job's events, those to come included, until it has ended.
-
-        Args:
-            after: Begin behind the event with this `seq`; 0: at the beginning.
-
-        Returns:
-            An iterator for `async for`; also a context manager whose value is itself.
-        """
-        return JobEvents(self._runner, self.id, after)
-
-    async def state(self) -> JobState:
-        """Return all that is known of the job now."""
-        self._runner._require_open()
-        self._seen = fold(await self._runner._store.read(self.id))
-        return self._seen
-
-    async def cost_report(self) -> Cost:
-        """Add up what the job has paid so far, whatever became of it: by the chain's events and its receipts."""
-        state = await self.state()
-        if state.wallet is None:
-            return Cost()
-        report = await self._runner._broker.using(state.wallet).cost_report()
-        tasks = (t for t in report.tasks if (t.provider, t.task_id) == (state.provider, state.task_id))
-        sent, fees = report.jobs.get(self.id, Cost()), fees_of(tasks)
-        return dataclasses.replace(fees, gas=sent.gas, storage=sent.storage)
-
-    async def status(self) -> JobStatus:
-        """Return where the job stands."""
-        return (await self.state()).status
-
-    async def result(self) -> JobResult:
-        """Wait until the job has ended and return its result; the same one in any process.
-
-        Raises:
-            JobFailedError: A stage failed; its cause is the stage's error if this process ran it.
-            JobCancelledError: It was cancelled.
-            JournalError: It can't be driven here.
-        """
-        async with self.events() as events:
-            async for _ in events:
-                pass
-            self._seen = state = events.state
-        if state.status is JobStatus.SUCCEEDED and state.result is not None:
-            return state.result
-        with correlated(job_id=self.id, task_id=state.task_id, provider=state.provider):
-            if state.failure is not None:
-                failure = state.failure
-                raise JobFailedError(
-                    f"job {self.id} failed in {failure.stage}: {failure.message}",
-                    job_id=self.id,
-                    stage=failure.stage,
-                    error_code=failure.code,
-                    hint=failure.hint,
-                ) from self._runner._failures.get(self.id)
-            why = f": {state.cancel_reason}" if state.cancel_reason else ""
-            raise JobCancelledError(f"job {self.id} was cancelled{why}")
-
-    async def cancel(self) -> bool:
-        """Stop the job: at once before its task exists, else if the provider agrees: until training starts.
-
-        Returns:
-            True if it is cancelled, False if it goes on or had ended before.
-
-        Raises:
-            JournalError: Another process drives it.
-        """
-        self._runner._require_writer()
-        state = await self.state()
-        driver = self._runner._drivers.get(self.id)
-        if state.status.is_terminal:
-            return state.status is JobStatus.CANCELLED
-        if driver is None:
-            raise self._runner._stopped.get(self.id) or JournalError(f"job {self.id} is not driven here")
-        async with self.events(after=await driver.cancel()) as events:
-            async for _ in events:
-                if not events.state.cancel_requested:
-                    break
-            return events.state.status is JobStatus.CANCELLED
-
-
-class JobEvents:
-    """A cursor over a job's journal. Leaving it at any point leaves nothing behind."""
-
-    def __init__(self, runner: JobRunner, job_id: JobId, after: int) -> None:
-        """Begin behind the event numbered `after`."""
-        self._runner = runner
-        self._job_id = job_id
-        self._after = after
-        self._waiting: deque[Event] = deque()
-        self._read = 0
-        self._version: int | None = None
-        """Of the store, when it was last read; None: it may have changed since."""
-        self._head = JobState()
-        self.state = JobState()
-        """The job as of the last event that was handed out."""
-
-    async def __aenter__(self) -> "JobEvents":
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        return None
-
-    def __aiter__(self) -> "JobEvents":
-        return self
-
-    async def __anext__(self) -> Event:
-        """Return the next event; wait for it if the job is under way."""
-        store = self._runner._store
-        while True:
-            while self._waiting:
-                event = self._waiting.popleft()
-                self.state = apply(self.state, event)
-                if event.seq > self._after:
-                    return event
-            if self._head.status.is_terminal:
-                raise StopAsyncIteration
-            self._runner._require_open()
-            version = store.version(self._job_id)
-            if version != self._version:
-                new = await store.read(self._job_id, self._read)
-                self._version = version
-                self._read = new[-1].seq if new else self._read
-                self._head = fold(new, self._head)
-                self._waiting.extend(new)
-            elif (stopped := self._runner._stopped.get(self._job_id)) is not None:
-                raise stopped
-            else:
-                await store.wait_change(self._job_id, version)
-                self._version = None

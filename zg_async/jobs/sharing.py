@@ -20,8 +20,9 @@ import anyio.to_thread
 
 from zg_async.errors import ConfigError, JournalError
 from zg_async.jobs.batch import Batch, BatchResult, BatchRow, each_spec, run_one
+from zg_async.jobs.handle import JobHandle
 from zg_async.jobs.policies import Approve
-from zg_async.jobs.runner import JobHandle, JobRunner
+from zg_async.jobs.runner import JobRunner
 from zg_async.jobs.spec import JobSpec
 from zg_async.jobs.sqlite import Lock, SqliteStore, take_lock
 from zg_async.paths import make_private_dir

@@ -22,7 +22,7 @@ from zg_async.logs import get_logger
 from zg_async.units import format_amount
 
 if TYPE_CHECKING:
-    from zg_async.jobs.runner import JobHandle
+    from zg_async.jobs.handle import JobHandle
     from zg_async.managers.fine_tuning import FineTuningManager
     from zg_async.wire.task_log import Metric
 

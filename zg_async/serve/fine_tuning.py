@@ -20,7 +20,8 @@ from aiohttp import web
 
 from zg_async.errors import ConfigError, JournalError, LimitError
 from zg_async.jobs.events import Event, JobFailed, JobWarned, StageRetrying, event_to_json
-from zg_async.jobs.runner import JobHandle, JobRunner
+from zg_async.jobs.handle import JobHandle
+from zg_async.jobs.runner import JobRunner
 from zg_async.jobs.spec import JobSpec
 from zg_async.jobs.state import JobState
 from zg_async.managers.dataset import check_dataset
