@@ -33,6 +33,7 @@ POINTS = {
     "acknowledge_deliverable": "before rpc broadcast acknowledge_deliverable",
     "decrypt_model": "after decrypt disk",
     "deploy_adapter": "before deploy",
+    "return_rest": "before rpc broadcast retrieve_fund",
 }
 """A point in each step."""
 ELSEWHERE = {"fund", "acknowledge_provider", "upload_dataset"}
@@ -72,7 +73,8 @@ class Stumbling(Process):
     async def run_job(self, **changes):
         """Run a job to its end; return it, its events and the stage it failed in."""
         async with JobRunner(self.broker, MemoryStore(Journal())) as self.runner:
-            job, failed_in = await self.runner.submit(self.world.spec(**changes)), None
+            spec = self.world.spec(return_rest=self.stage == "return_rest", **changes)
+            job, failed_in = await self.runner.submit(spec), None
             try:
                 await job.result()
             except JobFailedError as error:
