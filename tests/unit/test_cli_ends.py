@@ -276,6 +276,13 @@ def test_a_closed_pipe_ends_with_one_line():
     read, write = os.pipe()
     os.close(read)
     with subprocess.Popen([sys.executable, "-c", code], stdout=write, stderr=subprocess.PIPE, text=True) as process:
-        os.close(write)
         _, told = process.communicate(timeout=60)
     assert (process.returncode, told.count("\n"), "Traceback" in told) == (141, 1, False), told
+    draw = "main.app.command(lambda: job_view.JobView()._line('x' * 10_000), name='draw')"
+    for code, ends in (
+        ("from zg_async.cli import main; sys.argv = ['zg', 'deposit']; main.main()", 2),
+        (f"from zg_async.cli import main, job_view; {draw}; sys.argv = ['zg', 'draw']; main.main()", 141),
+    ):
+        command = [sys.executable, "-c", f"import sys; {code}"]
+        assert subprocess.run(command, stdout=write, stderr=write, timeout=60, check=False).returncode == ends
+    os.close(write)

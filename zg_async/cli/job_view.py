@@ -138,6 +138,14 @@ class JsonLines:
         print(json_text({"version": JSON_VERSION, **value}), flush=True)
 
 
+class _Errors(Console):
+    """Standard error; nobody reading it is told like any other output that nobody reads."""
+
+    def on_broken_pipe(self) -> None:
+        """Let the program's edge end it."""
+        raise BrokenPipeError
+
+
 class JobView:
     """Lines for people, on standard error; with a live line on a terminal."""
 
@@ -148,7 +156,7 @@ class JobView:
             leave: What Ctrl-C does.
         """
         self._leave = leave
-        self._console = Console(stderr=True, highlight=False)
+        self._console = _Errors(stderr=True, highlight=False)
         self._spinner = Spinner("dots")
         self._since = time.monotonic()
         self._provider = self._task = self._name = self._text = ""

@@ -288,7 +288,8 @@ class _Ending:
 
     def _end(self, code: int, name: str, message: str, hint: str | None) -> int:
         line = f"error: {printable(message, limit=1500)} [{name}]"
-        print(f"{line}; next: {printable(hint, limit=1000)}" if hint else line, file=sys.stderr)
+        with contextlib.suppress(BrokenPipeError):  # nobody reads it; the code still tells
+            print(f"{line}; next: {printable(hint, limit=1000)}" if hint else line, file=sys.stderr, flush=True)
         if self._as_json:
             print_json("error", {"code": name, "message": message, "hint": hint, "exit_code": code})
         return code
@@ -322,7 +323,8 @@ def _closed_pipe() -> int:
     """Let nothing more be written, so that Python doesn't complain at its end."""
     with contextlib.suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    print("error: nobody reads the output any more; what was sent before stays sent", file=sys.stderr)
+    with contextlib.suppress(OSError):  # it may have been standard error that nobody reads
+        print("error: nobody reads the output any more; what was sent before stays sent", file=sys.stderr, flush=True)
     return CLOSED_PIPE
 
 
