@@ -1,5 +1,6 @@
 """Whole jobs on a devnet: one call, other processes, and what is on disk meanwhile."""
 
+import contextlib
 import json
 import os
 import platform
@@ -143,12 +144,12 @@ async def test_intent_and_result_of_each_step_are_on_disk_before_and_after_it(de
 
 def kinds(state):
     [path] = [p for p in state.rglob("*.sqlite") if "outbox" not in p.name]
-    with sqlite3.connect(f"file:{path}?mode=ro", uri=True) as db:
+    with contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as db:
         return [row[0] for row in db.execute("select kind from event order by height")]
 
 
 def outbox(state):
-    with sqlite3.connect(f"file:{state / 'outbox.sqlite'}?mode=ro", uri=True) as db:
+    with contextlib.closing(sqlite3.connect(f"file:{state / 'outbox.sqlite'}?mode=ro", uri=True)) as db:
         return "".join(row[0].decode() for row in db.execute("select body from entry"))
 
 

@@ -6,7 +6,7 @@ import functools
 import inspect
 import threading
 from collections.abc import Awaitable, Callable, Iterator
-from concurrent.futures import CancelledError, Future
+from concurrent.futures import CancelledError, Future, wait
 from types import TracebackType
 from typing import Any, Final, Self
 
@@ -22,6 +22,8 @@ from zg_async.units import NEURON_PER_0G
 
 TOP_UP_CAP: Final = 2 * NEURON_PER_0G
 """The most a broker moves to inference sub-accounts by itself; what the peers move for a provider."""
+_LOOK: Final = 0.5
+"""Seconds until a Ctrl-C is noticed that came in the moment before waiting began."""
 _PLAIN: Final = (str, bytes, int, float, bool, type(None), dict, list, tuple, set, frozenset)
 
 
@@ -68,6 +70,8 @@ class _Loop:
         future: Future[Any] | None = None
         try:
             future = self._portal.start_task_soon(running.run)
+            while not wait((future,), _LOOK).done:
+                pass
             return future.result()
         except CancelledError:
             raise ClosedError("the broker was closed meanwhile") from None
