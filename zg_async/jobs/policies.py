@@ -58,7 +58,7 @@ class Approval:
     """All that is known of the job; its `estimate` says what it will cost."""
 
 
-Approve = Callable[[Approval], "bool | Awaitable[bool]"]
+Approve = Callable[[Approval], bool | Awaitable[bool]]
 
 
 def policy_of(stages: Mapping[str, Mapping[str, Any]], name: str) -> StagePolicy:

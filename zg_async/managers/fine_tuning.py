@@ -5,7 +5,6 @@ Protocol: 0g-serving-broker api/fine-tuning, 0g-serving-contract contracts/fine-
 
 import dataclasses
 import datetime as dt
-import json
 import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -67,6 +66,7 @@ from zg_async.wire.records import (
 )
 from zg_async.wire.rows import DatasetReport, check_training_params
 from zg_async.wire.storage_records import FetchedFile
+from zg_async.wire.strict_json import decode_json
 
 TaskPolicy = Literal["queue", "fail", "wait_for_free"]
 
@@ -944,11 +944,15 @@ def _short(account: FineTuningAccountDetails, provider: Address, estimate: FeeEs
     )
 
 
+def _params(text: str) -> object:
+    return decode_json(text, limit=provider_api.TASK_LIMIT)
+
+
 def _is_order(task: Task, dataset_hash: str | None, training_params: str | None) -> bool:
     if dataset_hash is not None and task.dataset_hash.lower() != dataset_hash.lower():
         return False
     try:
-        return training_params is None or json.loads(task.training_params) == json.loads(training_params)
+        return training_params is None or _params(task.training_params) == _params(training_params)
     except ValueError:
         return False
 
