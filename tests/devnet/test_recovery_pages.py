@@ -113,6 +113,7 @@ class Stage:
         finally:
             self.devnet.control("clear_faults")
             self.devnet.control("settings", provider=0, tick=0.2)
+            self.devnet.control("restart", provider=0)  # its workers wouldn't look again for the rest of the 30 s
         await self.healthy()
 
     @asynccontextmanager
