@@ -656,6 +656,24 @@ async def test_a_senseless_retry_after_is_noise(world, runner, noise):
     assert max(world.clock.slept) <= 600.0
 
 
+async def test_a_clock_that_is_put_right_while_a_retry_is_recorded_makes_no_wait_of_a_day(world, journal, monkeypatch):
+    failures, append = iter([True]), MemoryStore.append
+
+    def once(process, count, name):
+        if name == "before upload" and next(failures, False):
+            raise ProviderUnavailableError("no answer")
+
+    async def put_right(self, job_id, *events):
+        if isinstance(events[0], e.StageRetrying):
+            world.clock._now -= 86_400.0
+        return await append(self, job_id, *events)
+
+    monkeypatch.setattr(MemoryStore, "append", put_right)
+    async with JobRunner(Process(world, once).broker, MemoryStore(journal)) as run:
+        await run.run_job(world.spec())
+    assert max(world.clock.slept) <= 300.0
+
+
 async def test_a_transaction_mined_as_a_failure_is_sent_anew_under_another_key(world, runner):
     world.reverts = ["transfer_fund"]
     async with runner() as run:

@@ -258,7 +258,8 @@ class Driver:
 
     async def _failed(self, stage: Stage, error: ZgError) -> None:
         """Try again later if that can help, else end the job."""
-        retry = _retry(self.state, stage, error, now(self.clock), await chain_now(self.work))
+        at = now(self.clock)
+        retry = _retry(self.state, stage, error, at, await chain_now(self.work))
         if retry is None:
             if _may_fail_over(self.state, stage, error):
                 provider = self.work.provider
@@ -274,7 +275,7 @@ class Driver:
         with anyio.CancelScope() as self._scope:
             if not self.state.cancel_requested or stage.name == "cancel":
                 async with self._payments_watched():
-                    await self.clock.sleep(max((retry.retry_at - now(self.clock)).total_seconds(), 0.0))
+                    await self.clock.sleep((retry.retry_at - at).total_seconds())  # by no clock: it may be set
         self._scope = None
 
     async def _fail(self, stage: Stage, error: Exception | None, *, code: str, message: str, hint: str | None) -> None:
