@@ -1,6 +1,6 @@
 """Runs schedules by seed.
 
-    python -m tests.sim --seeds 0:10000 [--only FAMILY|none] [--without NAME ...] [--verbose]
+    python -m tests.sim --seeds 0:10000 [--only FAMILY|none] [--without NAME ...] [--small] [--bug NAME] [--verbose]
 
 Prints, for each that fails, its seed, the faults that struck and the command that runs it again. Ends with 0 if all
 kept every property.
@@ -23,6 +23,7 @@ def main() -> int:
     parser.add_argument("--seeds", default="0:100", help="first:end, or one")
     parser.add_argument("--only", help="one family of faults, or none")
     parser.add_argument("--without", nargs="*", default=[], help="families, or faults by their names")
+    parser.add_argument("--small", action="store_true", help="one job at one provider, and a short window")
     parser.add_argument("--verbose", action="store_true")
     parser.add_argument("--list", action="store_true", help="a line for each schedule")
     parser.add_argument(
@@ -38,12 +39,12 @@ def main() -> int:
     else:
         logging.disable(logging.CRITICAL)
     if options.bug is not None:
-        return hunt(BUGS if options.bug == "all" else [options.bug], seeds)
+        return hunt(BUGS if options.bug == "all" else [options.bug], seeds, small=options.small)
     started, failed, marks, ends = time.process_time(), [], Counter[str](), Counter[str]()
     hours = turns = 0.0
     for seed in seeds:
         began = time.process_time()
-        outcome = run_seed(seed, without=frozenset(options.without), only=options.only)
+        outcome = run_seed(seed, without=frozenset(options.without), only=options.only, small=options.small)
         marks += outcome.marks
         ends += outcome.ends
         hours += outcome.seconds / 3600
@@ -68,14 +69,14 @@ def main() -> int:
     return 1 if failed else 0
 
 
-def hunt(bugs: Iterable[str], seeds: range) -> int:
+def hunt(bugs: Iterable[str], seeds: range, *, small: bool) -> int:
     """Print for each planted bug which schedule finds it first."""
     missed = 0
     for name in bugs:
         began = time.process_time()
         for seed in seeds:
             with BUGS[name]():
-                problem = run_seed(seed).problem
+                problem = run_seed(seed, small=small).problem
             if problem is not None:
                 print(f"{name}: seed {seed}, {time.process_time() - began:.1f} s: {problem[-300:]}", flush=True)
                 break

@@ -8,12 +8,15 @@ from unittest import mock
 
 from zg_async.background import Background, Child
 from zg_async.jobs import delivering, driver, state, window
+from zg_async.jobs.driver import Driver
 from zg_async.jobs.events import TaskRequested
 from zg_async.jobs.scheduler import Scheduler
+from zg_async.jobs.sqlite import SqliteStore
 from zg_async.managers import delivery
 from zg_async.managers.fine_tuning import FineTuningManager
 from zg_async.managers.funding import Funder
 from zg_async.transport import rpc
+from zg_async.transport.budget import Budget
 from zg_async.transport.chain import Chain
 from zg_async.transport.lane import Lane
 from zg_async.transport.outbox import MemoryOutbox
@@ -111,6 +114,38 @@ def _signed_without_looking() -> contextlib.AbstractContextManager[Any]:
     return mock.patch.object(Lane, "quote", blind)
 
 
+def _blind_to_reorganisations() -> contextlib.AbstractContextManager[Any]:
+    """What was once seen in a block is believed to be there for ever."""
+    stack = contextlib.ExitStack()
+    stack.enter_context(mock.patch.object(Driver, "_payments_watched", _unwatched))
+    stack.enter_context(mock.patch.object(Chain, "wait_unmoved", _unmoved))
+    return stack
+
+
+def _unwatched(self: Driver) -> contextlib.AbstractAsyncContextManager[None]:
+    return contextlib.nullcontext()
+
+
+async def _unmoved(self: Chain, wallet: str, to: str) -> bool:
+    return False
+
+
+def _no_fence() -> contextlib.AbstractContextManager[Any]:
+    """A runner that was superseded goes on writing, under whatever epoch there is."""
+    write = SqliteStore._write
+
+    def unfenced(self: Any, batch: Any) -> None:
+        self._epoch = int(self._require().execute("select value from meta where name = 'epoch'").fetchone()[0])
+        self._height, self._hash, self._last = 0, bytes(32), {}
+        self._check()
+        write(self, batch)
+
+    stack = contextlib.ExitStack()
+    stack.enter_context(mock.patch.object(SqliteStore, "_write", unfenced))
+    stack.enter_context(mock.patch.object(SqliteStore, "_renew", lambda self: self._write_lease()))
+    return stack
+
+
 BUGS: Final[dict[str, Patch]] = {
     "signs anew on retry": _new_key_each_time,
     "loses rows it has sent": _row_after_send,
@@ -124,5 +159,8 @@ BUGS: Final[dict[str, Patch]] = {
     "leaves tasks behind": _leave_running,
     "keeps the turn": _patch(Scheduler, "release", lambda self, job_id: None),
     "tries once": _patch(driver, "MAX_ATTEMPTS", 1),
+    "believes a block for ever": _blind_to_reorganisations,
+    "pays beyond its limits": _patch(Budget, "_check", lambda self, key, money, wallet: None),
+    "writes on when superseded": _no_fence,
     "believes a gateway": _patch(rpc, "_UNANSWERED", -32600),
 }

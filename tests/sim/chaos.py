@@ -61,6 +61,8 @@ class Plan:
     seed: int
     without: frozenset[str] = frozenset()
     only: str | None = None
+    small: bool = False
+    """Whether it has one job at one provider, and a short window: it costs a third of another one."""
 
     def __post_init__(self) -> None:
         rng = random.Random(f"plan {self.seed}")
@@ -68,6 +70,9 @@ class Plan:
         self.providers = rng.choice([1, 1, 2, 2, 3])
         self.jobs = rng.choice([1, 1, 1, 2, 2, 3])
         self.lock_time = rng.choice([3600, 3600, 7200, 43_200])
+        if self.small:
+            self.wallets = self.providers = self.jobs = 1
+            self.lock_time = 3600
         self.ack_timeout = rng.choice([6 * HOUR, 48 * HOUR])
         self.window = min(self.ack_timeout, self.lock_time // 2)
         self.tick = rng.choice([1.0, 2.0, 5.0])
@@ -76,7 +81,7 @@ class Plan:
         self.train_seconds = rng.choice([0.0, 0.0, 10.0, 60.0])
         self.look = rng.choice([30.0, 90.0, 200.0])
         """Seconds between two looks of the guardian."""
-        self.head_pause = rng.choice([2.0, 10.0, 20.0])
+        self.head_pause = rng.choice([5.0, 10.0, 20.0])
         """Most seconds between two looks for a new block."""
         self.head_first = rng.choice([0.05, 0.4, 0.4])
         """Seconds to the second look after something was sent."""
@@ -87,7 +92,7 @@ class Plan:
         self.named = rng.random() < 0.6
         """Whether jobs name their provider."""
         self.on_unverified = rng.choice([None, None, "acknowledge_unverified", "forfeit"])
-        self.durable = rng.random() < 0.15
+        self.durable = rng.random() < 0.1 and not self.small
         """Whether journal and outbox are files."""
         self.root = rng.choice(["keccak", "keccak", "storage"])
         """Which hash of a model goes on chain."""
@@ -158,9 +163,9 @@ class Plan:
         return [
             Spell(
                 "reorg",
-                rng.randint(1, 5 * self.jobs),
-                rng.choice([0.1, 2.0, 20.0]) * rng.random(),
-                how=rng.choice(["keep", "drop"]),
+                rng.randint(1, 3 * self.jobs + 1),
+                rng.choice([0.05, 0.5, 10.0]) * rng.random(),
+                how=rng.choice(["keep", "drop", "drop"]),
                 amount=rng.randint(1, self.confirmations - 1),
             )
             for _ in range(rng.randint(1, 3))

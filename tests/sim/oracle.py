@@ -49,6 +49,8 @@ class Record:
         self.ends: Counter[str] = Counter()
         self.keys: dict[str, str] = {}
         """The outbox key of each transaction that was mined."""
+        self.gas = Counter[str]()
+        """What was paid for gas, by the first part of the outbox key: the job."""
 
     def reach(self, mark: str) -> None:
         self.marks[mark] += 1
@@ -136,6 +138,7 @@ async def judge(world: "World") -> None:
     check_books(world.evm.state)
     await _check_outbox(world)
     _check_tasks(world)
+    _check_cap(world)
     _check_windows(world)
     _check_jobs(world)
     if record.problems:
@@ -153,6 +156,7 @@ async def _check_outbox(world: "World") -> None:
         row = books[sender].find_hash(hex0x(one.tx.hash))
         record.require(row is not None, f"{call_of(one.tx)[0]} of {sender} was mined and isn't in the outbox")
         if row is not None:
+            record.gas[row.key.split("/")[0]] += one.gas_used * one.gas_price
             if one.status:
                 record.keys[hex0x(one.tx.hash)] = row.key
             keys[row.key] += one.status
@@ -220,6 +224,28 @@ def _as_log(block: Any, log: Any) -> Any:
         tx_hash=TxHash(hex0x(log.tx_hash)),
         log_index=log.index,
     )
+
+
+def _check_cap(world: "World") -> None:
+    """What is gone for good, by the chain, stays below the schedule's limit: it only grows, so the end shows it."""
+    plan, record = world.plan, world.record
+    fees = {event["id"]: event["event"].fee for event in _events(world, "FeesSettled")}
+    states, _ = _jobs(world)
+    gone = {job_id: record.gas[job_id] + fees.get(state.task_id, 0) for job_id, state in states.items()}
+    match plan.cap:
+        case "job":
+            spent = [amount for job_id, amount in gone.items() if not states[job_id].adopted]
+        case "batch":
+            spent = [sum(amount for job_id, amount in gone.items() if not states[job_id].adopted)]
+        case "day":
+            spent = [sum(record.gas.values()) + sum(fees.values())] if world.loop.now < 86_400 else []
+        case _:
+            return
+    for amount in spent:
+        record.require(amount <= plan.cap_amount, f"{amount} is gone, the limit per {plan.cap} is {plan.cap_amount}")
+        record.reach("below a limit")
+    if any(state.failure is not None and state.failure.code == "limit" for state in states.values()):
+        record.reach("stopped by a limit")
 
 
 # --- the acknowledgement window
@@ -301,17 +327,33 @@ def good_spans(world: "World", provider: str, start: float, end: float) -> list[
 # --- jobs
 
 
+def is_over(world: "World") -> bool:
+    """Whether nothing more can come of any job, however long one waits."""
+    states, _ = _jobs(world)
+    hopeless = {
+        (s.wallet, s.provider) for s in states.values() if s.deliverable_acknowledged and _waits_in_vain(world, s)
+    }
+    good = JobStatus.SUCCEEDED
+    over = [s.status is good or (s.wallet, s.provider) in hopeless for s in states.values() if s.spec is not None]
+    return bool(hopeless) and len(over) >= world.plan.jobs and all(over)
+
+
+def _jobs(world: "World") -> tuple[dict[str, Any], set[tuple[Any, Any]]]:
+    """All jobs, and the pairs of wallet and provider of which nothing more comes."""
+    states: dict[str, Any] = {}
+    for _, event in world.record.events:
+        states[event.job_id] = fold([event], states.get(event.job_id))
+    return states, {(state.wallet, state.provider) for state in states.values() if _waits_in_vain(world, state)}
+
+
 def _check_jobs(world: "World") -> None:
     record = world.record
-    states: dict[str, Any] = {}
-    for _, event in record.events:
-        states[event.job_id] = fold([event], states.get(event.job_id))
+    states, hopeless = _jobs(world)
     own = [state for state in states.values() if state.spec is not None and not state.adopted]
-    hopeless = {(state.wallet, state.provider) for state in states.values() if _waits_in_vain(world, state)}
     record.require(len(own) == world.plan.jobs, f"{len(own)} jobs are on record instead of {world.plan.jobs}")
     for state in states.values():
-        is_over = state.status.is_terminal or (state.wallet, state.provider) in hopeless
-        record.require(is_over, f"job {state.job_id} has not ended: {_where(world, state)}")
+        has_ended = state.status.is_terminal or (state.wallet, state.provider) in hopeless
+        record.require(has_ended, f"job {state.job_id} has not ended: {_where(world, state)}")
         failure = state.failure
         end = state.status.value if failure is None else f"{failure.stage}: {failure.code}"
         record.ends[end] += 1

@@ -35,16 +35,20 @@ class Outcome:
     seconds: float
     """Of virtual time."""
     turns: int
+    small: bool
 
     def told(self) -> str:
         """What to print when it failed."""
+        small = " --small" if self.small else ""
         lines = [f"seed {self.seed}: {self.problem}", "fired:", *(f"  {name}" for name in self.fired[-25:])]
-        return "\n".join([*lines, f"again: python -m tests.sim --seeds {self.seed}:{self.seed + 1} --verbose"])
+        return "\n".join([*lines, f"again: python -m tests.sim --seeds {self.seed}:{self.seed + 1}{small} --verbose"])
 
 
-def run_seed(seed: int, *, without: frozenset[str] = frozenset(), only: str | None = None) -> Outcome:
+def run_seed(
+    seed: int, *, without: frozenset[str] = frozenset(), only: str | None = None, small: bool = False
+) -> Outcome:
     """Draw one schedule and run it to its end."""
-    return run_plan(Plan(seed, without, only))
+    return run_plan(Plan(seed, without, only, small))
 
 
 def run_plan(plan: Plan) -> Outcome:
@@ -85,6 +89,7 @@ def run_plan(plan: Plan) -> Outcome:
         ends=world.record.ends,
         seconds=loop.now,
         turns=loop.turns,
+        small=plan.small,
     )
 
 

@@ -33,7 +33,7 @@ from zg_async.devnet.provider import QUOTA, ProviderNode
 from zg_async.devnet.provider_gate import Gate, Handler
 from zg_async.devnet.provider_settings import Settings
 from zg_async.errors import JobFailedError, ZgError
-from zg_async.jobs import guardian
+from zg_async.jobs import guardian, sqlite
 from zg_async.jobs.runner import JobRunner
 from zg_async.jobs.spec import JobSpec
 from zg_async.jobs.sqlite import SqliteStore
@@ -122,6 +122,7 @@ class World:
         self.record = oracle.Record()
         self.sent = anyio.Event()
         """Set and replaced when the node gets a transaction."""
+        self.is_over = False
         self.seconds: dict[Process, anyio.Event] = {}
         """Runners beside the one that is always there, and when they have ended."""
         self.dataset = folder / "train.jsonl"
@@ -406,6 +407,14 @@ class World:
         for port in list(self.net.down):
             self.net.bring_up(port)
 
+    async def _give_up(self) -> None:
+        """End the schedule when all that is left waits for what a provider has forgotten."""
+        while not self.is_over:
+            await anyio.sleep(600.0)
+            self.is_over = oracle.is_over(self)
+        await anyio.sleep(600.0)
+        self.processes[-1].stop(1.0)
+
     async def _slow_down(self) -> None:
         """Let providers look for work ever more rarely: a job that isn't done soon has to wait for other things."""
         for after, tick in ((200.0, 15.0), (1000.0, 30.0), (3000.0, 60.0)):
@@ -413,6 +422,7 @@ class World:
             self.watch.interval = tick / 2
             for node in self.providers:
                 node.settings.tick = tick
+        heads._SLOWEST = 20.0  # type: ignore[misc]
         guardian.LOOK_SECONDS = max(guardian.LOOK_SECONDS, 200.0)  # type: ignore[misc]
 
     # --- the schedule
@@ -427,6 +437,7 @@ class World:
                 group.start_soon(self._mine)
                 group.start_soon(self._heal)
                 group.start_soon(self._slow_down)
+                group.start_soon(self._give_up)
                 for spell in self.plan.spells:
                     if spell.kind not in ("crash", "no_blocks"):
                         group.start_soon(self._spell, spell)
@@ -439,7 +450,7 @@ class World:
             async with self._opened():
                 forgets = self.plan.of("restart") or self.plan.of("forget")
                 end = self.plan.heal_at + (DAY / 6 if forgets else DAY)  # what is forgotten stays so
-                while self.loop.now < end:
+                while self.loop.now < end and not self.is_over:
                     process = Process(self, len(self.processes))
                     self.processes.append(process)
                     await process.run(end)
@@ -447,6 +458,8 @@ class World:
                         break
                     await anyio.sleep(process.downtime)
                 await self._end_seconds()
+                if self.plan.of("reorg"):  # what it removed last comes back
+                    await anyio.sleep(300.0)
                 await oracle.judge(self)
 
     @contextlib.contextmanager
@@ -462,6 +475,7 @@ class World:
         with (
             mock.patch.object(provider_workers.Workers, "_run_trainer", train),
             mock.patch.object(guardian, "LOOK_SECONDS", self.plan.look),
+            mock.patch.object(sqlite, "_POLL_SECONDS", 2.0),
             mock.patch.object(heads, "_SLOWEST", self.plan.head_pause),
             mock.patch.object(heads, "_QUICK", self.plan.head_first),
         ):
