@@ -352,7 +352,9 @@ def _check_jobs(world: "World") -> None:
     own = [state for state in states.values() if state.spec is not None and not state.adopted]
     record.require(len(own) == world.plan.jobs, f"{len(own)} jobs are on record instead of {world.plan.jobs}")
     for state in states.values():
-        has_ended = state.status.is_terminal or (state.wallet, state.provider) in hopeless
+        where = state.provider or (state.spec.provider if state.spec is not None else None)
+        wanted = [node.address for node in world.providers] if where is None else [where]
+        has_ended = state.status.is_terminal or all((state.wallet, one) in hopeless for one in wanted)
         record.require(has_ended, f"job {state.job_id} has not ended: {_where(world, state)}")
         failure = state.failure
         end = state.status.value if failure is None else f"{failure.stage}: {failure.code}"

@@ -632,9 +632,10 @@ class Process:
                 return
             except JobFailedError as error:
                 self.failures[name] = f"{error.stage}: {error.error_code}: {error.message}"
-                if is_failed and not waits:
+                left = self.world.plan.heal_at - self.world.loop.now
+                if is_failed and not waits and left < 0:
                     return
-                await anyio.sleep(waits.pop(0))
+                await anyio.sleep(waits.pop(0) if waits else left + 60.0)
                 is_failed = True
             except ZgError as error:  # not to be had now, or another runner has it
                 self.failures[name] = f"{type(error).__name__}: {error}"
