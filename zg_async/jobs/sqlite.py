@@ -30,7 +30,15 @@ import anyio.to_thread
 
 from zg_async.clock import Clock, SystemClock
 from zg_async.errors import ClosedError, ConfigError, JournalError
-from zg_async.jobs.events import Event, JobReconciled, event_body, event_from_json
+from zg_async.jobs.events import (
+    Event,
+    JobCancelled,
+    JobFailed,
+    JobReconciled,
+    JobSucceeded,
+    event_body,
+    event_from_json,
+)
 from zg_async.jobs.state import fold
 from zg_async.jobs.store import News, Owner, check_owner, check_writable, process_name
 from zg_async.paths import make_private_dir, require_private, state_dir, write_private
@@ -41,6 +49,7 @@ _VERSION: Final = 1
 _GENESIS_HASH: Final = bytes(32)
 _POLL_SECONDS: Final = 0.25
 """How often a reader looks for what another process wrote."""
+_ENDS: Final = (JobSucceeded, JobFailed, JobCancelled)
 _NEWEST_EVENTS: Final = 32
 _NEWEST_JOBS: Final = 256
 BEAT_SECONDS: Final = 10.0
@@ -393,7 +402,8 @@ class SqliteStore:
         for entry, numbered in done:
             entry.done = numbered
             kept = (*self._newest.pop(entry.job_id, ()), *numbered)
-            self._newest[entry.job_id] = kept[-_NEWEST_EVENTS:]
+            if kept and not isinstance(kept[-1], _ENDS):  # an ended job's are rarely asked for
+                self._newest[entry.job_id] = kept[-_NEWEST_EVENTS:]
         while len(self._newest) > _NEWEST_JOBS:
             del self._newest[next(iter(self._newest))]
 
