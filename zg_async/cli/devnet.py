@@ -102,10 +102,8 @@ async def up(
     until_stdin_closes
         End also when standard input is closed: for programs that start this one.
     """
-    from zg_async.devnet import curve
     from zg_async.devnet.network import start_devnet  # chain, numpy and all: only when they are wanted
 
-    curve.use()
     attachment = None
     if attach is not None:
         attachment = _attachment(attach, ledger_ca, inference_ca, fine_tuning_ca, owner_key_file, flow_ca)
