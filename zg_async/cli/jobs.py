@@ -3,7 +3,7 @@
 import dataclasses
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 import anyio
 import anyio.to_thread
@@ -58,13 +58,14 @@ class Asked:
 
         names = {"params": "training_params", "out": "output_dir"}
         given = {names.get(f.name, f.name): getattr(self, f.name) for f in dataclasses.fields(self)} | {"key": key}
-        fields = {name: value for name, value in given.items() if value not in (None, False)}
+        fields: dict[str, Any] = {name: value for name, value in given.items() if value not in (None, False)}
         if file is not None:
             return read_spec(file, **fields)
         for flag in ("model", "dataset", "params"):
             if getattr(self, flag) is None:
                 raise UsageError(f"--{flag} is missing; give it, or a job file")
-        return JobSpec(**{"output_dir": Path("out")} | fields)
+        fields.setdefault("output_dir", Path("out"))
+        return JobSpec(**fields)
 
 
 ASKED: Final = Asked()
