@@ -10,7 +10,7 @@ from pathlib import Path
 import anyio
 import pytest
 
-from tests.fault.world import FEE, PROVIDERS, SIGNER, TRANSACTIONS, Process, World, crash_at
+from tests.fault.world import FEE, PROVIDERS, SIGNER, TRANSACTIONS, WALLET, Process, World, crash_at
 from zg_async.errors import (
     ClosedError,
     ConfigError,
@@ -26,7 +26,7 @@ from zg_async.errors import (
     TaskFailedError,
     TrainingParamsError,
 )
-from zg_async.jobs import delivering
+from zg_async.jobs import delivering, preparing
 from zg_async.jobs import events as e
 from zg_async.jobs.runner import JobRunner
 from zg_async.jobs.sqlite import SqliteStore
@@ -378,6 +378,20 @@ async def test_a_provider_with_a_strangers_open_task_is_passed_over(world, runne
     world.create(PROVIDERS[1], 1, "0x" + "22" * 32, "{}")
     async with runner() as run:
         assert (await run.run_job(world.spec())).provider == PROVIDERS[0]
+
+
+async def test_a_provider_that_was_passed_over_is_asked_again_while_the_job_waits_elsewhere(world, runner, monkeypatch):
+    monkeypatch.setattr(preparing, "_LOOK_AGAIN", 0.01)
+    world.create(PROVIDERS[1], 1, "0x" + "22" * 32, "{}")
+    async with runner() as run:
+        run._scheduler.admit("job-for-ever", WALLET, PROVIDERS[0])
+        handle = await run.submit(world.spec())
+        async for event in handle.events():
+            if isinstance(event, e.JobQueued):
+                break
+        world.tasks.clear()
+        result = await handle.result()
+    assert result.provider == PROVIDERS[1]
 
 
 async def test_jobs_at_one_provider_take_turns(world, runner):

@@ -6,6 +6,8 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from typing import Final
 
+import anyio
+
 from zg_async.errors import (
     ConfigError,
     HashMismatchError,
@@ -45,6 +47,8 @@ INFERENCE_BUDGET: Final = 2 * NEURON_PER_0G
 """What a provider wants to see before it serves a chat, and what the peers top up to (0g-serving-broker)."""
 UNKNOWN_DATASET_BUDGET: Final = NEURON_PER_0G
 """For a dataset given by its hash, whose size we don't know: the contract's minimum transfer."""
+_LOOK_AGAIN: Final = 60.0
+"""Seconds a job waits for its turn elsewhere before it asks those again that couldn't take it for a moment."""
 ROW_OVERHEAD_TOKENS: Final = 64
 """Room per row for what a chat template adds; a byte is at most one token."""
 
@@ -94,29 +98,39 @@ async def _best_free(work: Work, services: Sequence[FineTuningService]) -> Async
     The turn there is taken first, so that many jobs that choose at once choose differently; it stays held.
     """
     scheduler, wallet, job_id = work.scheduler, work.wallet, work.state.job_id
-    against = {provider: f"failed this job: {why}" for provider, why in work.state.excluded.items()}
-    found: list[ZgError] = []
+    excluded = {provider: f"failed this job: {why}" for provider, why in work.state.excluded.items()}
+    tried: dict[Address, ZgError] = {}
+    told: tuple[Address, JobId] | None = None
     room = await work.broker.ledger.get_account_room("fine-tuning")
     while True:
+        against = excluded | {provider: error.message for provider, error in tried.items()}
         left = [s.provider for s in scheduler.order(services, wallet) if s.provider not in against]
         if not left:
-            raise _none_free(against, found)
-        if ahead := None if work.is_plan else scheduler.ahead(job_id, wallet, left):
+            raise _none_free(against, tuple(tried.values()))
+        ahead = None if work.is_plan else scheduler.ahead(job_id, wallet, left)
+        if ahead is not None and ahead != told:
             yield JobQueued(provider=ahead[0], behind=ahead[1])
-        provider = left[0] if work.is_plan else await scheduler.claim(job_id, wallet, left)
+            told = ahead
+        provider = left[0] if work.is_plan else None
+        if not work.is_plan:
+            lasting = {p: e for p, e in tried.items() if not (e.retryable or isinstance(e, UnfinishedTaskError))}
+            with anyio.move_on_after(_LOOK_AGAIN if len(lasting) < len(tried) else None):
+                provider = await scheduler.claim(job_id, wallet, left)
+            if provider is None:  # somebody else may take it by now
+                tried = lasting
+                continue
         service = next(s for s in services if s.provider == provider)
         try:
-            room.require(provider)
+            room.require(service.provider)
             terms = await _terms(work, service)
             await _check_serving(work, service)
-            await _require_no_task(work, provider)
+            await _require_no_task(work, service.provider)
         except (ProviderError, ConfigError, LimitError) as error:
             scheduler.release(job_id)
-            against[provider] = error.message
-            found.append(error)
+            tried[service.provider] = error
             continue
         passed = tuple(f"not {provider}: {reason}" for provider, reason in against.items())
-        others = len(scheduler.jobs_at(wallet, provider)) - (not work.is_plan)
+        others = len(scheduler.jobs_at(wallet, service.provider)) - (not work.is_plan)
         yield dataclasses.replace(terms, reasons=(scheduler.reason(service, services, others), *passed))
         return
 
