@@ -49,12 +49,14 @@ from zg_async.devnet.evm_records import (  # noqa: E402
     revert_message,
 )
 from zg_async.devnet.evm_state import FlatAccounts, Store  # noqa: E402
+from zg_async.logs import get_logger  # noqa: E402
 
 # The imports raise the limit to 100,000 (py_ecc), with which a deeply nested JSON text ends the interpreter. A contract
 # calling itself needs about ten Python frames a level and, with 60 million gas, gets some 400 levels deep.
 _EVM_RECURSION = 12_288
 sys.setrecursionlimit(max(_limit, _EVM_RECURSION))
 
+_log = get_logger("zg_async.devnet.node")
 BLOCK_GAS_LIMIT = 60_000_000
 CALL_GAS_CAP = 20_000_000
 """A call that never ends runs some seconds with this much."""
@@ -369,7 +371,8 @@ def _apply(state: StateAPI, inner: Any) -> ComputationAPI | None:
     before = state.snapshot()
     try:
         return state.apply_transaction(inner)
-    except (ValidationError, VMError, RecursionError):
+    except (ValidationError, VMError, RecursionError) as error:
+        _log.warning("a transaction of %s is refused: %r", inner.sender.hex(), error)
         state.revert(before)
         return None
 
