@@ -92,9 +92,29 @@ async def test_a_row_goes_from_signed_over_mined_to_final_and_keeps_all_hashes(o
     assert await outbox.append(LANE, [mark_entry("final", row)])
     row = book.find("k")
     assert row.final
-    assert [v.raw for v in row.versions] == [b"", b""]
     assert book.find_hash(row.hashes[1]) == row
     assert book.unsettled() == []
+
+
+async def test_the_newest_final_rows_keep_their_bytes_and_can_be_taken_back(outbox, monkeypatch):
+    monkeypatch.setattr("zg_async.transport.book.KEPT_FINAL", 2)
+    book = await outbox.open_lane(LANE)
+    for nonce in range(3):
+        await outbox.append(LANE, [sign(f"k{nonce}", nonce)])
+        await outbox.append(LANE, [mined(book.find(f"k{nonce}"))])
+        await outbox.append(LANE, [mark_entry("final", book.find(f"k{nonce}"))])
+    first, second, third = (book.find(f"k{nonce}") for nonce in range(3))
+    assert [row.versions[0].raw for row in (first, second, third)] == [b"", b"1/10", b"2/10"]
+    assert (book.final_rows(), book.final_count()) == ([second, third], 3)
+    assert await outbox.append(LANE, [mark_entry("unmined", second, deep=True)])
+    assert not await outbox.append(LANE, [mark_entry("unmined", second, deep=True)])
+    taken = book.find("k1")
+    assert (taken.status, taken.final, taken.was_final) == (RowStatus.SIGNED, False, True)
+    assert (book.unsettled(), book.final_rows(), book.removals) == ([taken], [third], 1)
+    assert not await outbox.append(LANE, [mined(third, block_hash="0x99", status=0)])
+    assert await outbox.append(LANE, [{**mined(third, block_hash="0x99", status=0), "deep": True}])
+    assert (book.find("k2").status, book.removals) == (RowStatus.REVERTED, 2)
+    assert book.final_rows() == []
 
 
 async def test_a_key_is_signed_once_and_a_nonce_is_used_once(outbox):
@@ -141,7 +161,7 @@ async def test_a_reorganisation_moves_or_removes_a_receipt(outbox):
     assert not await outbox.append(LANE, [mark_entry("final", row)])
 
 
-async def test_what_is_final_stays_so(outbox):
+async def test_what_is_final_stays_so_for_who_has_not_looked_deep(outbox):
     book = await outbox.open_lane(LANE)
     await outbox.append(LANE, [sign("k", 5)])
     await outbox.append(LANE, [mined(book.find("k"))])

@@ -252,8 +252,10 @@ class Funder:
             if not wishes:
                 return
             try:
+                chain, wallet = self._ctx.chain, self._ctx.wallet
+                removals = await chain.removals(wallet)
                 view, plans = await self._plans(wishes)
-                if plans and await self._ctx.chain.wait_unmoved(self._ctx.wallet, self._contract.address):
+                if plans and await chain.wait_unmoved(wallet, self._contract.address, since=removals):
                     continue  # a reorganisation: the view may lack what is on its way back
             except ZgError as error:
                 _end_all(wishes, error)

@@ -7,7 +7,8 @@ chain id and nonces from 0 again. Its entries are append-only and hash-chained:
     version     the same with higher fees: same nonce, never another effect
     mined       one of its versions is in a block, status 1 or 0
     unmined     a reorganisation removed that block
-    final       mined deep enough; the bytes may be forgotten, hashes never
+    final       mined deep enough; all but the newest forget their bytes, hashes never. Only a `mined` or `unmined`
+                that is marked `deep` undoes it: a reorganisation went deeper than the network's confirmations
     replaced    somebody else's transaction took the nonce, for good. Only now may the key be signed again
     found       a transaction of this wallet that the book doesn't hold was seen on the chain
     claimed     such a transaction turned out to be a key's own, lost with a part of the book
@@ -19,6 +20,7 @@ Every entry is checked against the rows before it is appended, by the same code 
 a race doesn't fit any more and is refused (`Misfit`), whoever lost looks again.
 """
 
+import collections
 import dataclasses
 import hashlib
 import json
@@ -32,6 +34,8 @@ from zg_async.transport.transaction import intent_digest
 from zg_async.wire.records import Address, TxHash
 
 GENESIS: Final = "0" * 64
+KEPT_FINAL: Final = 256
+"""So many final rows of a lane keep their bytes, for a reorganisation deeper than the network's confirmations."""
 
 
 class Misfit(Exception):  # noqa: N818  not an error: a lost race
@@ -68,12 +72,16 @@ class LaneBook:
         self.totals.clear()
         self.payees: set[Address] = set()
         """Providers that got a transfer."""
+        self.removals = 0
+        """How often a reorganisation removed a row from its block, or moved it to another."""
         self.charges: dict[str, tuple[float, int]] = {}
         """Key to time and amount in neuron."""
         self._rows: dict[tuple[str, int], Row] = {}
         self._latest: dict[str, Row] = {}
         self._hashes: dict[str, tuple[str, int]] = {}
         self._unsettled: dict[tuple[str, int], None] = {}
+        self._final: collections.deque[tuple[str, int]] = collections.deque()
+        """Final rows that have their bytes yet, the newest last."""
 
     # --- questions ---------------------------------------------------------------------------------------------------
 
@@ -103,6 +111,14 @@ class LaneBook:
         """Return what isn't final yet, by nonce."""
         return sorted((self._rows[place] for place in self._unsettled), key=lambda r: r.account_nonce)
 
+    def final_rows(self) -> list[Row]:
+        """Return the newest final rows, which can be sent again, by nonce."""
+        return sorted((self._rows[place] for place in self._final), key=lambda r: r.account_nonce)
+
+    def final_count(self) -> int:
+        """Return one above the highest nonce among the newest final rows; 0 without any."""
+        return max((self._rows[place].account_nonce + 1 for place in self._final), default=0)
+
     def mined_rows(self) -> tuple[Row, ...]:
         """Return what is in a block, reverted or not, by nonce."""
         rows = (row for row in self._rows.values() if row.inclusion is not None)
@@ -119,8 +135,8 @@ class LaneBook:
         return sum(row.reserved for row in rows), sum(row.gas_cost for row in rows)
 
     def is_free(self, account_nonce: int) -> bool:
-        """Say whether no transaction with a nonce was ever signed here, or seen on the chain."""
-        return account_nonce not in self.found and all(r.account_nonce != account_nonce for r in self._rows.values())
+        """Say whether nothing signed here can be mined with a nonce, or is: replaced, or known by its hash only."""
+        return all(r.account_nonce != account_nonce or _is_past(r) for r in self._rows.values())
 
     def unclaimed(self, intent: str) -> Found | None:
         """Return a found transaction with this effect that no key has claimed."""
@@ -219,6 +235,7 @@ class LaneBook:
                 self._charge(entry["key"], float(entry["at"]), int(entry["amount"]))
             case _:
                 row = self._rows[entry["key"], entry["attempt"]]
+                self.removals += entry["kind"] in ("mined", "unmined") and row.inclusion is not None
                 self._put(_CHANGES[entry["kind"]](row, entry))
 
     def _charge(self, key: str, at: float, amount: int) -> None:
@@ -242,6 +259,15 @@ class LaneBook:
             self._unsettled.pop(place, None)
         else:
             self._unsettled[place] = None
+        if place in self._final:
+            self._final.remove(place)
+        if row.final:
+            self._final.append(place)
+            if len(self._final) > KEPT_FINAL:
+                oldest = self._final.popleft()
+                self._rows[oldest] = bare = _bare(self._rows[oldest])
+                if self._latest[bare.key].attempt == bare.attempt:
+                    self._latest[bare.key] = bare
 
 
 # --- rows ------------------------------------------------------------------------------------------------------------
@@ -323,6 +349,7 @@ def _mined(row: Row, entry: Entry) -> Row:
         gas_price=int(entry["gas_price"]),
     )
     status = RowStatus.MINED if inclusion.status == 1 else RowStatus.REVERTED
+    row = dataclasses.replace(row, final=False)
     versions = row.versions
     if inclusion.tx_hash not in row.hashes:  # the same effect, signed by a part of the book that is lost
         versions = (*versions, dataclasses.replace(versions[-1], tx_hash=inclusion.tx_hash, raw=b""))
@@ -334,13 +361,23 @@ def _added_version(row: Row, entry: Entry) -> Row:
 
 
 def _unmined(row: Row, _: Entry) -> Row:
-    return dataclasses.replace(row, status=RowStatus.SIGNED, inclusion=None)
+    return dataclasses.replace(row, status=RowStatus.SIGNED, inclusion=None, final=False)
 
 
 def _final(row: Row, _: Entry) -> Row:
+    return dataclasses.replace(row, final=True, was_final=True)
+
+
+def _bare(row: Row) -> Row:
     bare = tuple(dataclasses.replace(version, raw=b"") for version in row.versions)
     data = row.data if row.status is RowStatus.REVERTED else b""  # the reason can be asked for again
-    return dataclasses.replace(row, final=True, versions=bare, data=data)
+    return dataclasses.replace(row, versions=bare, data=data)
+
+
+def _is_past(row: Row) -> bool:
+    """Whether a row's nonce can only be used by others: a stranger's took it, or the bytes were never known."""
+    without_bytes = row.status is RowStatus.SIGNED and not any(version.raw for version in row.versions)
+    return row.status is RowStatus.REPLACED or without_bytes
 
 
 def _replaced(row: Row, entry: Entry) -> Row:
@@ -350,7 +387,7 @@ def _replaced(row: Row, entry: Entry) -> Row:
 
 def _can_be_mined(row: Row, entry: Entry) -> bool:
     known = row.inclusion
-    if known is None or row.final:
+    if known is None or (row.final and not entry.get("deep")):
         return row.status is RowStatus.SIGNED
     told = (entry["block_hash"], entry["hash"], entry["status"])
     return told != (known.block_hash, known.tx_hash, known.status)
@@ -358,6 +395,10 @@ def _can_be_mined(row: Row, entry: Entry) -> bool:
 
 def _was_mined(row: Row) -> bool:
     return row.inclusion is not None and not row.final
+
+
+def _can_be_unmined(row: Row, entry: Entry) -> bool:
+    return _was_mined(row) or (row.final and bool(entry.get("deep")))
 
 
 _CHANGES: Final[Mapping[str, Callable[[Row, Entry], Row]]] = {
@@ -370,7 +411,7 @@ _CHANGES: Final[Mapping[str, Callable[[Row, Entry], Row]]] = {
 _FITS: Final[Mapping[str, Callable[[Row, Entry], bool]]] = {
     "version": lambda row, entry: row.status is RowStatus.SIGNED and entry["index"] == len(row.versions),
     "mined": _can_be_mined,
-    "unmined": lambda row, _: _was_mined(row),
+    "unmined": _can_be_unmined,
     "final": lambda row, _: _was_mined(row),
     "replaced": lambda row, _: row.status is RowStatus.SIGNED,
 }

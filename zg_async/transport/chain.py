@@ -404,7 +404,10 @@ class Chain:
         if found is None:
             raise ConfigError(f"no wallet here has sent {key_or_hash!r}")
         lane, row = found
-        return await lane.receipt(await lane.wait_final(row))
+        while True:
+            receipt = await lane.receipt(await lane.wait_final(row))
+            if lane.book.current(row).final:  # not so if a deep reorganisation has just been seen
+                return receipt
 
     async def wait_receipt(self, tx_hash: str) -> Receipt:
         """Wait for the receipt of any transaction, whoever sent it, whatever its status.
@@ -490,12 +493,17 @@ class Chain:
         async with lane.watched() if lane is not None and lane.book.unsettled() else contextlib.nullcontext():
             yield
 
-    async def wait_unmoved(self, wallet: str, to: str) -> bool:
+    async def removals(self, wallet: str) -> int:
+        """Count how often a reorganisation has removed something of a wallet's from its block, or moved it."""
+        return (await self._lane(wallet)).book.removals
+
+    async def wait_unmoved(self, wallet: str, to: str, *, since: int) -> bool:
         """Wait until all that a wallet has sent to a contract lies in the blocks in which it was last seen.
 
         Args:
             wallet: Whose.
             to: The contract's address.
+            since: The `removals` before the chain was read.
 
         Returns:
             Whether some of it had left its block: what was read of the chain before may lack it.
@@ -503,7 +511,9 @@ class Chain:
         Raises:
             ChainUnavailableError: The node is away.
         """
-        lane, contract, moved = await self._lane(wallet), checksum_address(to), False
+        lane, contract = await self._lane(wallet), checksum_address(to)
+        await lane.restored()
+        moved = lane.book.removals != since
         while places := [r.inclusion for r in lane.book.unsettled() if r.inclusion is not None and r.to == contract]:
             asks = [Ask("eth_getTransactionReceipt", [place.tx_hash]) for place in places]
             told = zip(places, await self.rpc.batch(asks), strict=True)

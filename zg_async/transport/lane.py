@@ -9,6 +9,8 @@ The failure modes, and what is done about each:
   (`monitor`).
 - Several programs share the lane through the outbox: who loses the race for a nonce signs with the next one, and the
   losing bytes are forgotten unsent.
+- A reorganisation deeper than the network's confirmations takes back what was final: the same bytes are sent again, and
+  nothing is priced, simulated or planned meanwhile on the chain that lacks them.
 - If a part of the outbox is lost (its head file says so), nothing is signed before `recovery` has accounted for every
   nonce. If the chain's nonce is ahead without such a sign, other programs use the key, or an old backup was restored:
   the newest of those transactions are looked up, and a key whose very effect is among them counts it as its own.
@@ -41,9 +43,9 @@ from zg_async.transport.budget import Budget, money_of
 from zg_async.transport.fees import FeePolicy
 from zg_async.transport.guard import Guard
 from zg_async.transport.heads import BlockWatcher
-from zg_async.transport.monitor import Monitor
+from zg_async.transport.monitor import LOOKUP_PAUSE, Monitor
 from zg_async.transport.outbox import Outbox
-from zg_async.transport.quotes import Quote, check_count, check_money, quote
+from zg_async.transport.quotes import FewerError, Quote, check_count, check_money, quote
 from zg_async.transport.receipts import parse_receipt, receipt_of
 from zg_async.transport.recovery import find_missing, reconcile
 from zg_async.transport.rows import LaneId, Money, Row, RowStatus, charge_entry, claimed_entry, signed_entry
@@ -127,10 +129,38 @@ class Lane:
         return row
 
     async def quote(self, call: Call[Any]) -> Quote:
-        """Simulate and price a write."""
+        """Simulate and price a write, on a chain that holds all that was final."""
+        try:
+            return await self._quote(call, self.book.final_count())
+        except FewerError as error:
+            _log.info("%s", error)
+            await self.restored()
+        return await self._quote(call, 0)
+
+    async def _quote(self, call: Call[Any], least: int) -> Quote:
         known = [row.inclusion.block_number for row in self.book.unsettled() if row.inclusion is not None]
         parts = self.parts
-        return await quote(parts.rpc, call, self.wallet, parts.fees, parts.clock, above=max(known, default=0))
+        return await quote(
+            parts.rpc, call, self.wallet, parts.fees, parts.clock, above=max(known, default=0), least=least
+        )
+
+    async def restored(self) -> bool:
+        """Have what was final on the chain again, if a reorganisation removed it.
+
+        Returns:
+            Whether some had been removed.
+
+        Raises:
+            TransactionTimeoutError: Some of it isn't mined for long.
+            ChainUnavailableError: The node is away.
+        """
+        rows, removals = self.book.final_rows(), self.book.removals
+        while await self.monitor.dig():
+            await self.parts.clock.sleep(LOOKUP_PAUSE)
+        for row in rows:
+            with contextlib.suppress(TransactionReplacedError):
+                await self.wait_mined(row)
+        return self.book.removals != removals
 
     def _known(self, book: LaneBook, call: Call[Any], key: str) -> Row | None:
         row = book.find(key)
@@ -392,6 +422,11 @@ class Lane:
             raise ChainUnavailableError(f"{row.name} was removed from its block", hint="Wait for it again")
         if row.status is RowStatus.REVERTED:
             raise await self._reason(row)
+        if row.final:
+            with contextlib.suppress(ChainUnavailableError):
+                await self.restored()
+            if self.book.current(row).inclusion != inclusion:
+                return await self.receipt(await self.wait_mined(row))
         kept = self.monitor.receipts.get(inclusion.tx_hash)
         if kept is None or str(kept.get("blockHash")).lower() != inclusion.block_hash:
             with contextlib.suppress(ZgError):

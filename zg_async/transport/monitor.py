@@ -1,9 +1,11 @@
 """What becomes of a lane's transactions: mined, moved, dropped, stuck, overtaken. One look per round of the watcher.
 
 None of a node's words decides; receipts of our own hashes do. A hash may be mined in any of its versions. A receipt
-that vanishes, while newer blocks come, sends the row back to "signed", and its bytes are sent again. A nonce that the
-chain has used without a receipt of ours is a stranger's: only when that transaction is found, as deep as the network's
-confirmations, or (where the node can't show it) when as many blocks have passed, is the row replaced.
+that vanishes, while newer blocks come, sends the row back to "signed", and its bytes are sent again. A final row is
+looked at again when another block has taken the place of the newest one's: a reorganisation deeper than the network's
+confirmations. A nonce that the chain has used without a receipt of ours is a stranger's: only when that transaction is
+found, as deep as the network's confirmations, or (where the node can't show it, and the row was never final) when as
+many blocks have passed, is the row replaced.
 """
 
 import contextlib
@@ -44,7 +46,7 @@ _MOST_ROWS: Final = 64
 _MISSES: Final = 2
 _LEAST_BLOCKS: Final = 3
 _MOST_FILLERS: Final = 16
-_LOOKUP_PAUSE: Final = 1.0
+LOOKUP_PAUSE: Final = 1.0
 _NEVER: Final = -1e9
 Place = tuple[str, int]
 
@@ -78,6 +80,9 @@ class Monitor:
         self._error: ZgError | None = None
         self._gap: tuple[int, float] | None = None
         """The nonce the chain is at, while our transactions begin further on, and since when."""
+        self._dug_head = -1
+        self._buried: tuple[frozenset[Place], float] = frozenset(), _NEVER
+        """Final rows whose receipts were missing at the last look, and when that was."""
         self.receipts: dict[str, dict[str, Any]] = {}
         """The newest receipts with logs, by hash."""
 
@@ -118,13 +123,18 @@ class Monitor:
                 asked.append(("pool", row, row.hashes[-1]))
         if open_rows:
             asked.append(("count", None, ""))
+        if self._dug_head != self._head_number() and (final := book.final_rows()):
+            self._dug_head = self._head_number()
+            asked.append(("block", final[-1], ""))
         for row in book.unsettled()[:_MOST_ROWS]:
             if row.inclusion is not None and self._care(row).checked_head != self._head_number():
                 asked.append(("again", row, row.inclusion.tx_hash))
         self._asked = asked
-        return [self._ask(kind, tx_hash) for kind, _, tx_hash in asked]
+        return [self._ask(kind, row, tx_hash) for kind, row, tx_hash in asked]
 
-    def _ask(self, kind: str, tx_hash: str) -> Ask:
+    def _ask(self, kind: str, row: Row | None, tx_hash: str) -> Ask:
+        if kind == "block" and row is not None:
+            return _header(row)
         if kind == "count":
             return Ask("eth_getTransactionCount", [self._lane.wallet, "latest"])
         return Ask("eth_getTransactionByHash" if kind == "pool" else "eth_getTransactionReceipt", [tx_hash])
@@ -153,6 +163,7 @@ class Monitor:
         mined: set[Place] = set()
         lost: list[Row] = []
         used: int | None = None
+        is_deep = False
         for (kind, row, _), answer in zip(self._asked, answers, strict=True):
             if isinstance(answer, ChainError):
                 continue
@@ -161,6 +172,8 @@ class Monitor:
             elif kind == "pool":
                 if answer is None:
                     lost.append(row)
+            elif kind == "block":
+                is_deep = not _is_block_of(row, answer)
             elif kind == "again":
                 entries += self._recheck(row, answer, head)
             elif (inclusion := self._included(answer, head)) is not None and _place(row) not in mined:
@@ -169,6 +182,8 @@ class Monitor:
         if entries and await self._lane.parts.outbox.append(self._lane.id, await self._with_balances(entries)):
             self._count(entries)
             self._forget()
+        if is_deep or self._buried[0] or (used is not None and used < self._lane.book.final_count()):
+            await self.dig()
         open_rows = [row for row in self._lane.book.open_rows() if _place(row) not in mined]
         await self._care_for(open_rows, lost, used, head)
 
@@ -244,6 +259,60 @@ class Monitor:
         if head.number - inclusion.block_number + 1 >= self._lane.parts.confirmations:
             return [mark_entry("final", row)]
         return []
+
+    async def dig(self) -> bool:
+        """Look whether final rows are in their blocks yet. What the chain has lost is taken back and sent again.
+
+        Returns:
+            Whether some seem lost: look again after `LOOKUP_PAUSE` seconds. One look is too few, as a node may lag.
+
+        Raises:
+            ChainError: The node is away.
+        """
+        rows = self._lane.book.final_rows()[-_MOST_ROWS:]
+        before, at = self._buried
+        if not rows or (before and self._now() - at < LOOKUP_PAUSE):
+            return bool(rows)
+        moved, lost = await self._unearth(rows)
+        again = [row for row in lost if _place(row) in before]
+        self._buried = frozenset(map(_place, lost)), self._now()
+        if not moved and not again:
+            return bool(lost)
+        entries = [*moved, *(mark_entry("unmined", row, deep=True) for row in again)]
+        if await self._lane.parts.outbox.append(self._lane.id, await self._with_balances(entries)):
+            for row in again:
+                with correlated(job_id=group_of(row.key)):
+                    _log.error("%s (nonce %d) was final and is gone: sending it again", row.tx_hash, row.account_nonce)
+        self._buried = frozenset(), _NEVER
+        await self._lane.sweep()
+        return True  # there may be more
+
+    async def _unearth(self, rows: Sequence[Row]) -> tuple[list[Entry], list[Row]]:
+        """Compare final rows, the newest first, with the chain, down to one that is in its block yet."""
+        rpc, wallet = self._lane.parts.rpc, self._lane.wallet
+        if await self._is_in_place(rows[-1]):
+            return [], []
+        asks = [Ask("eth_getTransactionCount", [wallet, "latest"])]
+        for row in rows:
+            asks += [_header(row), *(Ask("eth_getTransactionReceipt", [tx_hash]) for tx_hash in row.hashes)]
+        told = iter(await rpc.batch(asks, retries=False))
+        count, sound = _answer(next(told)), -1
+        moved: dict[int, Entry] = {}
+        lost: dict[int, Row] = {}
+        for index, row in enumerate(rows):
+            block, *receipts = (_answer(next(told)) for _ in range(1 + len(row.hashes)))
+            found = next((place for one in receipts if (place := self._included(one)) is not None), None)
+            if _is_block_of(row, block):
+                sound = index
+            elif found is not None:
+                moved[index] = {**mined_entry(row, found, at=self._lane.parts.clock.now()), "deep": True}
+            elif block is not None or quantity(count) <= row.account_nonce:
+                lost[index] = row
+        return [e for i, e in moved.items() if i > sound], [row for i, row in lost.items() if i > sound]
+
+    async def _is_in_place(self, row: Row) -> bool:
+        ask = _header(row)
+        return _is_block_of(row, await self._lane.parts.rpc.request(ask.method, ask.params))
 
     # --- rows that aren't mined --------------------------------------------------------------------------------------
 
@@ -349,7 +418,7 @@ class Monitor:
             care.consumed_head = head.number
             care.looked_up = self._now() if head.number else care.looked_up
             return
-        if self._now() - care.looked_up < _LOOKUP_PAUSE:
+        if self._now() - care.looked_up < LOOKUP_PAUSE:
             return
         care.looked_up = self._now()
         found = await locate(parts.rpc, self._lane.wallet, row.account_nonce)
@@ -359,6 +428,8 @@ class Monitor:
             if head.number - found.block_number + 1 < parts.confirmations:
                 return
             await self._overtaken_by(row, found)
+        elif row.was_final:  # its key paid already: a node's silence doesn't make it pay again
+            care.refusal = f"nonce {row.account_nonce} was used by a transaction that the node can't show"
         elif head.number - care.consumed_head >= max(parts.confirmations, _LEAST_BLOCKS):
             _log.error("nonce %d of %s was used by an unknown transaction", row.account_nonce, self._lane.wallet)
             await parts.outbox.append(self._lane.id, [mark_entry("replaced", row, by=None)])
@@ -401,6 +472,21 @@ def _with_balances(entry: Entry, known: Mapping[int, Any]) -> Entry:
         return {**entry, "balance_before": str(quantity(before)), "balance_after": str(quantity(after))}
     except RpcError:  # a node without the state of that block
         return entry
+
+
+def _header(row: Row) -> Ask:
+    return Ask("eth_getBlockByNumber", [hex(row.inclusion.block_number if row.inclusion is not None else 0), False])
+
+
+def _is_block_of(row: Row, block: Any) -> bool:
+    told = str(block.get("hash")).lower() if isinstance(block, dict) else None
+    return row.inclusion is not None and told == row.inclusion.block_hash
+
+
+def _answer(answer: Any) -> Any:
+    if isinstance(answer, ChainError):
+        raise answer
+    return answer
 
 
 def _place(row: Row) -> Place:

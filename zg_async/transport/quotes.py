@@ -56,7 +56,17 @@ class Quote:
         return self.estimate * price
 
 
-async def quote(rpc: Rpc, call: Call[Any], wallet: Address, policy: FeePolicy, clock: Clock, *, above: int) -> Quote:
+class FewerError(ChainUnavailableError):
+    """The newest block holds fewer transactions of the wallet than were final."""
+
+    def __init__(self, count: int, least: int, wallet: Address) -> None:
+        """Name both counts."""
+        super().__init__(f"the node counts {count} transactions of {wallet}, of which {least} were mined for good")
+
+
+async def quote(
+    rpc: Rpc, call: Call[Any], wallet: Address, policy: FeePolicy, clock: Clock, *, above: int, least: int = 0
+) -> Quote:
     """Simulate a write and price it.
 
     Args:
@@ -66,11 +76,13 @@ async def quote(rpc: Rpc, call: Call[Any], wallet: Address, policy: FeePolicy, c
         policy: Caps.
         clock: For waiting while the node is behind.
         above: The highest block we know; an older view isn't used.
+        least: How many transactions of the wallet the chain must count.
 
     Raises:
         ContractRevertedError: It would be reverted, with the decoded reason.
         InsufficientGasFundsError: The wallet can't pay the value.
         FeeCapError: Gas or price above a cap.
+        FewerError: The chain counts fewer transactions.
         ChainUnavailableError: No answer, or the node is behind.
     """
     answers, block = await _ask(rpc, call, wallet)
@@ -82,6 +94,8 @@ async def quote(rpc: Rpc, call: Call[Any], wallet: Address, policy: FeePolicy, c
     if block.number < above:
         raise behind(block.number, above)
     _, price, tip, balance, latest, pending, estimate = answers
+    if not isinstance(latest, ChainError) and quantity(latest) < least:
+        raise FewerError(quantity(latest), least, wallet)
     if isinstance(estimate, ChainError):
         raise await _explained(rpc, estimate, call, wallet, balance)
     for answer in (price, balance, latest, pending):

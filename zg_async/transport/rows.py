@@ -57,7 +57,7 @@ class Version:
 
     tx_hash: TxHash
     raw: bytes = dataclasses.field(repr=False)
-    """Empty once the row is final."""
+    """Empty once the row is final, and others became final since."""
     max_fee_per_gas: int
     max_priority_fee_per_gas: int
     signed_at: float
@@ -95,6 +95,8 @@ class Row:
     status: RowStatus
     inclusion: Inclusion | None = None
     final: bool = False
+    was_final: bool = False
+    """Also after a reorganisation that was deeper than the network's confirmations."""
     replaced_by: TxHash | None = None
     at: float
     money: Money = NOTHING
