@@ -1,20 +1,24 @@
 """Runs schedules by seed.
 
-    python -m tests.sim --seeds 0:10000 [--only FAMILY|none] [--without NAME ...] [--small] [--bug NAME] [--verbose]
+    python -m tests.sim --seeds 0:100 [--only FAMILY|none] [--without NAME ...] [--small] [--bug NAME] [--verbose]
+    python -m tests.sim --seeds 0:10000 --campaign FILE [--minutes 60]
 
 Prints, for each that fails, its seed, the faults that struck and the command that runs it again. Ends with 0 if all
-kept every property.
+kept every property. A campaign keeps in a file what it has done, and goes on from there when it is started again.
 """
 
 import argparse
 import logging
+import math
 import sys
 import time
 from collections import Counter
 from collections.abc import Iterable
+from pathlib import Path
 
 from tests.sim import runs
 from tests.sim.bugs import BUGS
+from tests.sim.campaign import run_campaign
 from tests.sim.runs import run_seed
 
 
@@ -29,6 +33,8 @@ def main() -> int:
     parser.add_argument(
         "--bug", choices=(*BUGS, "all"), help="plant a bug, and stop at the first schedule that finds it"
     )
+    parser.add_argument("--campaign", type=Path, metavar="FILE", help="run what this file lacks")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="begin nothing of a campaign after these")
     options = parser.parse_args()
     first, _, end = options.seeds.partition(":")
     seeds = range(int(first), int(end) if end else int(first) + 1)
@@ -38,6 +44,8 @@ def main() -> int:
         logging.getLogger("asyncio").setLevel(logging.ERROR)
     else:
         logging.disable(logging.CRITICAL)
+    if options.campaign is not None:
+        return 1 if run_campaign(options.campaign, seeds, options.minutes) else 0
     if options.bug is not None:
         return hunt(BUGS if options.bug == "all" else [options.bug], seeds, small=options.small)
     started, failed, marks, ends = time.process_time(), [], Counter[str](), Counter[str]()
