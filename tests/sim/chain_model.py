@@ -43,6 +43,7 @@ class ModelEvm:
     def __init__(self, state: State, *, timestamp: int, chain_id: int = 31337) -> None:
         self.chain_id = chain_id
         self.gas_limit = 60_000_000
+        self.base_fee = BASE_FEE
         self._forks = 0
         self._views: dict[tuple[Any, ...], bytes | RevertError] = {}
         self._states: dict[bytes, State] = {}
@@ -60,7 +61,7 @@ class ModelEvm:
         return self.blocks[-1]
 
     def next_base_fee(self) -> int:
-        return BASE_FEE
+        return self.base_fee
 
     @property
     def state(self) -> State:
@@ -101,7 +102,7 @@ class ModelEvm:
     def build(
         self, transactions: Iterable[SignedTx], *, timestamp: int, base_fee: int | None = None
     ) -> tuple[EvmBlock, list[SignedTx]]:
-        fee = BASE_FEE if base_fee is None else base_fee
+        fee = self.base_fee if base_fee is None else base_fee
         state, mined, refused, used, logs = self.state, list[MinedTx](), list[SignedTx](), 0, 0
         halted: set[bytes] = set()
         for tx in transactions:

@@ -33,10 +33,13 @@ SPELLS: Final = (
     "pause",
     "second",
     "forget",
+    "dark",
+    "fees",
+    "disk",
     "cap",
 )
 """Faults that have a time, or a number of their own."""
-RARE: Final = {"second": 0.1, "forget": 0.1, "cap": 0.25, "pause": 0.25}
+RARE: Final = {"second": 0.1, "forget": 0.1, "cap": 0.25, "pause": 0.25, "dark": 0.2, "fees": 0.2, "disk": 0.1}
 """How many schedules have them, where it isn't two of five."""
 JOB_COST: Final = 12_400_000_000_000_000
 """What a job of these schedules reserves at most, fee and gas, in neuron."""
@@ -101,7 +104,7 @@ class Plan:
         if self.only is not None:
             on = [self.only] if self.only != "none" else []
         on = [name for name in on if name not in self.without]
-        self.durable = self.durable or "second" in on  # only a file has a lease
+        self.durable = self.durable or "second" in on or "disk" in on  # only a file has a lease, or a disk
         self.rates = {name: rng.uniform(*limits) if name in on else 0.0 for name, limits in FAMILIES.items()}
         self.spells: list[Spell] = []
         for name in SPELLS:
@@ -174,7 +177,35 @@ class Plan:
     def _pause(self, rng: random.Random) -> list[Spell]:
         """A process stands still, as SIGSTOP lets it."""
         starts = sorted(self._moment(rng) for _ in range(rng.randint(1, 2)))
-        return [Spell("pause", start, start + 10 ** rng.uniform(0, 2.8)) for start in starts]
+        return [Spell("pause", start, start + self._suspend(rng)) for start in starts]
+
+    def _suspend(self, rng: random.Random) -> float:
+        return rng.choice([10 ** rng.uniform(0, 2.8)] * 9 + [8 * HOUR])
+
+    def _dark(self, rng: random.Random) -> list[Spell]:
+        """From a delivery on, a host is away for most of the window."""
+        return [
+            Spell(
+                "dark",
+                rng.randint(1, self.jobs),
+                self.window * rng.uniform(0.3, 0.95),
+                host=rng.choice(["chain", "provider"]),
+                how=rng.choice(["refuse", "silent"]),
+            )
+        ]
+
+    def _fees(self, rng: random.Random) -> list[Spell]:
+        """Blocks are dear."""
+        return [Spell("fees", *self._when(rng, 3600.0), amount=rng.choice([2.0, 4.0, 10.0]))]
+
+    def _disk(self, rng: random.Random) -> list[Spell]:
+        """From this write of journal or outbox on, for so long, none comes through."""
+        return [
+            Spell(
+                "disk", int(10 ** rng.uniform(0, 2.3)), 10 ** rng.uniform(-1, 2.5), how=rng.choice(["full", "broken"])
+            )
+            for _ in range(rng.randint(1, 3))
+        ]
 
     def _second(self, rng: random.Random) -> list[Spell]:
         """Another runner on the same files; to have it take over, the first stands still for longer than a lease."""

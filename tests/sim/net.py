@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import contextvars
+import email.utils
 from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any, Final
@@ -10,6 +11,7 @@ from unittest import mock
 
 import aiohttp
 import aiohttp.connector
+import aiohttp.web_response
 import anyio
 from aiohttp.client_exceptions import ClientConnectorError
 from aiohttp.helpers import ceil_timeout
@@ -194,8 +196,8 @@ class Net:
 
 
 @contextlib.contextmanager
-def in_memory(net: Net, owner: Callable[[], object]) -> Iterator[None]:
-    """Let aiohttp's connector open pipes; names aren't resolved, addresses are."""
+def in_memory(net: Net, owner: Callable[[], object], time: Callable[[], float]) -> Iterator[None]:
+    """Let aiohttp's connector open pipes, and its servers tell this time; names aren't resolved, addresses are."""
 
     async def connect(self: Any, *args: Any, addr_infos: Any, req: Any, timeout: Any, **options: Any) -> Any:
         failed = options.get("client_error", ClientConnectorError)
@@ -207,6 +209,9 @@ def in_memory(net: Net, owner: Callable[[], object]) -> Iterator[None]:
                 raise
             raise failed(req.connection_key, error) from error
 
+    def date() -> str:
+        return email.utils.formatdate(time(), usegmt=True)
+
     sessions: list[aiohttp.ClientSession] = []
     begin = aiohttp.ClientSession.__init__
 
@@ -217,6 +222,7 @@ def in_memory(net: Net, owner: Callable[[], object]) -> Iterator[None]:
     with (
         mock.patch.object(aiohttp.connector.TCPConnector, "_wrap_create_connection", connect),
         mock.patch.object(aiohttp.connector, "monotonic", net.loop.time),
+        mock.patch.object(aiohttp.web_response, "rfc822_formatted_time", date),
         mock.patch.object(aiohttp.ClientSession, "__init__", note),
     ):
         try:

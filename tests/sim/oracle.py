@@ -28,6 +28,7 @@ _MONEY: Final = ("addLedger", "depositFund", "transferFund")
 REACH: Final = 40.0
 """Seconds with everything in reach that are enough for an acknowledgement, apart from waits that have bounds of their
 own: until a node that was away is asked again, to read the chain, to download, to be mined."""
+DAY: Final = 86_400.0
 ATTEMPTS: Final = 49
 """Into so many parts what is left of the window is divided by the longest wait between two attempts."""
 
@@ -42,6 +43,9 @@ class Record:
     def __init__(self) -> None:
         self.events: list[tuple[float, Any]] = []
         """Events that were committed, with the world's time."""
+        self.states: dict[str, Any] = {}
+        """What they come to, as far as they have been `folded`."""
+        self.folded = 0
         self.sent: dict[bytes, float] = {}
         self.intents: dict[tuple[str, int], set[tuple[Any, ...]]] = {}
         self.marks: Counter[str] = Counter()
@@ -72,16 +76,38 @@ def call_of(tx: SignedTx) -> tuple[str, tuple[Any, ...]]:
 def saw_transaction(world: "World", tx: SignedTx) -> None:
     """Judge a transaction of the user's when the node gets it."""
     sender = checksum_address(tx.sender)
-    if sender not in {wallet.address for wallet in world.wallets} or tx.hash in world.record.sent:
+    if sender not in {wallet.address for wallet in world.wallets}:
         return
     record, now = world.record, world.loop.now
+    if tx.hash in record.sent:
+        record.reach("sent the same again")
+        return
     record.sent[tx.hash] = now
     intents = record.intents.setdefault((sender, tx.nonce), set())
+    if intents:
+        record.reach("repriced")
     intents.add((tx.to, tx.value, tx.data))
+    _check_held(world)
     record.require(len(intents) == 1, f"two effects were signed with nonce {tx.nonce} of {sender}")
     name, arguments = call_of(tx)
     if name == "acknowledgeDeliverable":
         _judge_acknowledgement(world, sender, *arguments)
+
+
+def _check_held(world: "World") -> None:
+    """What is gone, and what may still go for what is under way, stays below a limit that holds for all."""
+    if world.plan.cap != "day" or world.loop.now > DAY:
+        return
+    users = {bytes.fromhex(wallet.address[2:]) for wallet in world.wallets}
+    gone = sum(one.gas_used * one.gas_price for one in mined_transactions(world.evm) if one.tx.sender in users)
+    held = sum(tx.gas * tx.max_fee for tx in world.chain.pool if tx.sender in users)
+    owed = sum(task.fee for node in world.providers for task in node.store if task.progress is not TaskProgress.FAILED)
+    total, most = gone + held + owed, world.plan.cap_amount
+    world.record.require(
+        total <= most, f"{total} is gone or under way at {world.loop.now:.0f} s, and {most} is the limit"
+    )
+    if total > 0.97 * most:
+        world.record.reach("close to a limit")
 
 
 def _judge_acknowledgement(world: "World", wallet: str, provider: str, task_id: str) -> None:
@@ -102,6 +128,13 @@ def _judge_acknowledgement(world: "World", wallet: str, provider: str, task_id: 
 def _copies(folder: Path) -> Iterator[Path]:
     yield from folder.glob("job-*/.zg-*/model.encrypted")
     yield from folder.glob("state/adopted/*/.zg-*/model.encrypted")
+
+
+def deliveries(world: "World") -> list[str]:
+    """Whose deliveries the chain has, in order."""
+    accounts = world.evm.state.fine_tuning.accounts
+    found = [(one.timestamp, provider) for (_, provider), a in accounts.items() for one in a.delivered.values()]
+    return [provider for _, provider in sorted(found)]
 
 
 def _matches(path: Path, root: bytes) -> bool:
@@ -134,6 +167,9 @@ async def judge(world: "World") -> None:
     """Look at everything after the end."""
     record = world.record
     await world.read_journal()
+    for _, event in record.events:
+        detail = {"job_failed": "code", "job_warned": "code", "stage_retrying": "stage"}.get(event.kind)
+        record.reach(f"event {event.kind}" + (f" {getattr(event, detail, '')}" if detail else ""))
     record.require(conserved(world.evm.state) == world.total, "money came or went")
     check_books(world.evm.state)
     await _check_outbox(world)
@@ -148,6 +184,12 @@ async def judge(world: "World") -> None:
 async def _check_outbox(world: "World") -> None:
     record, keys = world.record, Counter[str]()
     books = await world.books()
+
+    def too_late(wallet: str, provider: str, task_id: str) -> bool:
+        """Whether a delivery was settled without acknowledgement: what was signed before and lost finds nothing."""
+        found = world.evm.state.fine_tuning.accounts[wallet, provider].delivered.get(task_id)
+        return found is not None and found.settled and not found.acknowledged
+
     names, moved = Counter[tuple[str, ...]](), Counter[tuple[Any, ...]]()
     for one in mined_transactions(world.evm):
         sender = checksum_address(one.tx.sender)
@@ -166,7 +208,10 @@ async def _check_outbox(world: "World") -> None:
                 names[sender, name, *(str(argument) for argument in arguments)] += 1
             if name in _MONEY:
                 moved[sender, name, *arguments[:1]] += arguments[2] if name == "transferFund" else one.tx.value
-        record.require(one.status or world.plan.of("reorg"), f"{name} was mined as a failure")
+        may_fail = world.plan.of("reorg") or (name == "acknowledgeDeliverable" and too_late(sender, *arguments))
+        record.require(one.status or may_fail, f"{name} was mined as a failure")
+        if not one.status:
+            record.reach(f"{name} was mined as a failure")
     for (sender, name, *_), amount in moved.items():
         most = NEURON_PER_0G if name == "transferFund" else 3 * NEURON_PER_0G
         record.require(amount <= most, f"{sender} moved {amount} by {name}, though {most} was enough for all")
@@ -238,14 +283,15 @@ def _check_cap(world: "World") -> None:
         case "batch":
             spent = [sum(amount for job_id, amount in gone.items() if not states[job_id].adopted)]
         case "day":
-            spent = [sum(record.gas.values()) + sum(fees.values())] if world.loop.now < 86_400 else []
+            spent = [sum(record.gas.values()) + sum(fees.values())] if world.loop.now < DAY else []
         case _:
             return
     for amount in spent:
         record.require(amount <= plan.cap_amount, f"{amount} is gone, the limit per {plan.cap} is {plan.cap_amount}")
         record.reach("below a limit")
-    if any(state.failure is not None and state.failure.code == "limit" for state in states.values()):
-        record.reach("stopped by a limit")
+    stopped = sum(state.failure is not None and state.failure.code == "limit" for state in states.values())
+    if stopped:
+        record.reach("stopped by a limit" if stopped == 1 else "several stopped by a limit")
 
 
 # --- the acknowledgement window
@@ -340,9 +386,10 @@ def is_over(world: "World") -> bool:
 
 def _jobs(world: "World") -> tuple[dict[str, Any], set[tuple[Any, Any]]]:
     """All jobs, and the pairs of wallet and provider of which nothing more comes."""
-    states: dict[str, Any] = {}
-    for _, event in world.record.events:
+    states, record = world.record.states, world.record
+    for _, event in record.events[record.folded :]:
         states[event.job_id] = fold([event], states.get(event.job_id))
+    record.folded = len(record.events)
     return states, {(state.wallet, state.provider) for state in states.values() if _waits_in_vain(world, state)}
 
 

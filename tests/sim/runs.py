@@ -61,7 +61,7 @@ def run_plan(plan: Plan) -> Outcome:
     async def main() -> None:
         world = World(plan, folder)
         worlds.append(world)
-        with in_memory(world.net, current.get):
+        with in_memory(world.net, current.get, world.clock.now):
             await world.run()
 
     problem, loop = None, None

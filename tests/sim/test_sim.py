@@ -53,6 +53,27 @@ def test_what_a_reorganisation_loses_is_sent_again_and_paid_once(after, seconds)
     assert outcome.marks["reorg lost a transaction"] == outcome.ends["succeeded"] == 1
 
 
+def test_a_task_that_was_taken_for_failed_is_delivered_by_its_jobs_own_policy():
+    plan = Plan(0, only="none", small=True)
+    plan.block_time, plan.train_seconds = 0.0, 10.0
+    plan.named, plan.on_unverified = False, "forfeit"
+    plan.spells = [Spell("no_blocks", 5.0, 400.0), Spell("restart", 60.0, 80.0, host="provider 0")]
+    outcome = run_plan(plan)
+    assert outcome.problem is None, outcome.told()
+    assert outcome.marks["event task_adopted"] == outcome.marks["event delivery_forfeited"] == 1
+
+
+@pytest.mark.goal("RLB-09", part="a moment, in whole jobs")
+@pytest.mark.parametrize("first", range(3, 66, 9))
+def test_a_disk_that_is_full_for_a_moment_costs_a_job_nothing_but_time(first):
+    plan = Plan(0, only="none", small=True)
+    plan.durable = True
+    plan.spells = [Spell("disk", first + more, 0.01, how=how) for more, how in ((0, "full"), (5, "broken"))]
+    outcome = run_plan(plan)
+    assert outcome.problem is None, outcome.told()
+    assert outcome.ends["succeeded"] == outcome.marks["disk full"] == 1
+
+
 SCRIPT = """
 from tests.sim.runs import run_seed
 for seed in (7, 26):

@@ -15,9 +15,10 @@ import anyio
 from aiohttp import web
 
 from tests.sim import oracle
-from tests.sim.chain_model import ModelChain, ModelEvm, behind
+from tests.sim.chain_model import BASE_FEE, ModelChain, ModelEvm, behind
 from tests.sim.chaos import Chaos, Plan, Spell
 from tests.sim.contract_model import STAKE, Context, State
+from tests.sim.disk import Disk
 from tests.sim.loop import SimLoop, current, door
 from tests.sim.net import Net, Pipe
 from zg_async.broker import Broker, create_broker
@@ -116,6 +117,7 @@ class World:
         self.user_clock = SimClock(self.loop)
         self.journal = Journal()
         self.outbox = Outlast()
+        self.disk = Disk(self)
         self.wallets = [dev_account(index + 1) for index in range(plan.wallets)]
         self.providers: list[ProviderNode] = []
         self.processes: list[Process] = []
@@ -250,6 +252,7 @@ class World:
         elif chaos.strikes("stall", site):
             self._hit(host, 61.0)  # the longest silence that is borne
             pipe.limit, pipe.silent = chaos.choose("stall at", (0, 1, 20, 200, 400)), True
+        sent = len(self.record.sent)
         if site.endswith("/lora") and chaos.strikes("wrong_bytes", site):
             self._hit(host)
             self.providers[int(host.split()[1])].faults.wrong_hash = 1
@@ -261,6 +264,8 @@ class World:
         process.point(f"after {site}", quiet=True)
         if process.dead or (not answer.prepared and chaos.strikes("lose_answer", site)):
             self._hit(host)
+            if len(self.record.sent) > sent or site.endswith(" POST /v1/user/{address}/task"):
+                self.record.reach(f"answer lost: {'transaction' if host == 'chain' else 'task'}")
             return hang_up(pipe)
         return answer
 
@@ -312,7 +317,7 @@ class World:
     # --- time
 
     async def _spell(self, spell: Spell) -> None:
-        if spell.kind != "reorg":
+        if spell.kind not in ("reorg", "dark"):
             await anyio.sleep(max(spell.start - self.loop.now, 0.0))
         length = spell.end - spell.start
         self.chaos.fired.append(f"{spell.kind} {spell.host} {spell.how} {spell.amount:g} at {spell.start:.0f}")
@@ -336,6 +341,12 @@ class World:
                 await anyio.to_thread.run_sync(shutil.rmtree, node.files.tasks, True)
             case "reorg":
                 await self._reorg(spell)
+            case "dark":
+                await self._darken(spell)
+            case "fees":
+                self.evm.base_fee = int(BASE_FEE * spell.amount)
+                await anyio.sleep(length)
+                self.evm.base_fee = BASE_FEE
             case "pause":
                 await self._pause(spell)
             case "second":
@@ -363,6 +374,25 @@ class World:
         if any(self.chain.pool.get(tx_hash) is None for tx_hash in gone):
             self.record.reach("reorg lost a transaction")
         self.chaos.blows += [("chain", self.loop.now, self.loop.now + 60.0)]
+
+    async def _darken(self, spell: Spell) -> None:
+        """Take a host away when a delivery has come."""
+        pause = 1.0
+        while len(found := oracle.deliveries(self)) < spell.start:
+            pause = min(pause * 1.05, 60.0)
+            await anyio.sleep(pause)
+        if self.chaos.healed:
+            return
+        host = "chain" if spell.host == "chain" else self._name(found[int(spell.start) - 1])
+        self.record.reach(f"dark {spell.host}")
+        end = min(self.loop.now + spell.end, self.plan.heal_at)
+        self.chaos.blows.append((host, self.loop.now, end))
+        self.net.take_down(self._port(host), spell.how)
+        await anyio.sleep(end - self.loop.now)
+        self.net.bring_up(self._port(host))
+
+    def _name(self, provider: str) -> str:
+        return next(f"provider {number}" for number, node in enumerate(self.providers) if node.address == provider)
 
     def _loses(self, spell: Spell) -> Callable[[Sequence[MinedTx]], Iterable[MinedTx]]:
         users = self._users()
@@ -439,14 +469,14 @@ class World:
                 group.start_soon(self._slow_down)
                 group.start_soon(self._give_up)
                 for spell in self.plan.spells:
-                    if spell.kind not in ("crash", "no_blocks"):
+                    if spell.kind not in ("crash", "no_blocks", "disk"):
                         group.start_soon(self._spell, spell)
                 yield
                 group.cancel_scope.cancel()
 
     async def run(self) -> None:
         """Run processes until all jobs have ended, then judge."""
-        with self._training():
+        with self._training(), self.disk.installed():
             async with self._opened():
                 forgets = self.plan.of("restart") or self.plan.of("forget")
                 end = self.plan.heal_at + (DAY / 6 if forgets else DAY)  # what is forgotten stays so
@@ -504,6 +534,7 @@ class World:
         finally:
             await store.aclose()
         self.record.events = [(event.at.timestamp() - START, event) for event in events]
+        self.record.states, self.record.folded = {}, 0
 
     def specs(self) -> list[JobSpec]:
         """The user's jobs: the same ones each time the program starts."""
@@ -552,7 +583,7 @@ class Process:
             crash = self._crash
             if crash is not None and self.points == crash.start and not self.world.chaos.healed:
                 self.world.chaos.fired.append(f"crash of process {self.number} at point {self.points}: {name}")
-                self.world.record.reach(f"crash {name.split(' ')[0]}")
+                self.world.record.reach("crash " + " ".join(name.split(" ")[:2]))
                 self._die(crash.amount)
         if self.dead and not quiet:
             raise CrashError
@@ -621,10 +652,10 @@ class Process:
     async def _job(self, runner: JobRunner, spec: JobSpec) -> None:
         """What a user does with a job: submit, wait, and try a failed one again a few times."""
         name, waits = str(spec.key), [120.0, 600.0, 1800.0, 3600.0]
-        is_failed = False
+        is_failed, handle = False, None
         while True:
             try:
-                handle = await runner.submit(spec)
+                handle = handle or await runner.submit(spec)
                 if is_failed:
                     handle = await runner.resume(handle.id)
                 await handle.result()
@@ -636,7 +667,7 @@ class Process:
                 if is_failed and not waits and left < 0:
                     return
                 await anyio.sleep(waits.pop(0) if waits else left + 60.0)
-                is_failed = True
+                is_failed, handle = True, None
             except ZgError as error:  # not to be had now, or another runner has it
                 self.failures[name] = f"{type(error).__name__}: {error}"
                 await anyio.sleep(60)
@@ -702,7 +733,8 @@ class DoorOutbox(_Door):
     """An outbox with a point around each commit."""
 
     async def append(self, lane: Any, entries: Any) -> Any:
-        return await self._through("outbox", self._inner.append, lane, entries)
+        name = "signing" if any(entry["kind"] == "signed" for entry in entries) else "outbox"
+        return await self._through(name, self._inner.append, lane, entries)
 
 
 def provider_port(number: int) -> int:

@@ -19,7 +19,7 @@ import anyio
 from zg_async.correlation import correlated
 from zg_async.errors import ZgError
 from zg_async.jobs.driver import Driver, now
-from zg_async.jobs.events import JobResumed, JobSubmitted, JobWarned, TaskAdopted
+from zg_async.jobs.events import JobResumed, JobSubmitted, JobWarned, TaskAdopted, TaskCreated, TaskRequested
 from zg_async.jobs.presence import Presence
 from zg_async.jobs.spec import JobSpec
 from zg_async.jobs.state import JobState, JobStatus, fold
@@ -178,7 +178,10 @@ class Guardian:
             self._owners[task.task_id] = job_id
             self._start(fold(events))
             return
-        submitted = JobSubmitted(spec=self._spec(wallet, task, service), wallet=wallet)
+        spec = self._spec(wallet, task, service)
+        if (asked := await self._asked_by(task)) is not None:
+            spec = dataclasses.replace(spec, on_unverified=asked.on_unverified)
+        submitted = JobSubmitted(spec=spec, wallet=wallet)
         adopted = TaskAdopted(
             provider=service.provider,
             url=service.url,
@@ -195,6 +198,18 @@ class Guardian:
                 _log.warning("task %s at %s is nobody's; guarding it as %s", task.task_id, service.provider, job_id)
             self._owners[task.task_id] = job_id
             self._start(fold(events))
+
+    async def _asked_by(self, task: OpenTask) -> JobSpec | None:
+        """Return what the job was to do that once asked for a task, and has taken it for failed since."""
+        nonce = task.task.request_nonce if task.task else None
+        for job_id in await self._store.list_jobs():
+            events = await self._store.read(job_id)
+            for event in events:
+                if isinstance(event, TaskCreated) and event.task_id == task.task_id:
+                    return fold(events).spec
+                if isinstance(event, TaskRequested) and event.request_nonce == nonce:
+                    return fold(events).spec
+        return None
 
     def _is_driven_elsewhere(self, task: OpenTask) -> bool:
         """Say whether to leave a task to another runner; a delivered one isn't left to it for long."""

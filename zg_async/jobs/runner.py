@@ -103,6 +103,8 @@ class JobRunner:
         self._guards = guard
         self._holding = anyio.CancelScope()
         self._stopped: dict[JobId, ZgError] = {}
+        self._pauses: dict[JobId, float] = {}
+        """How long jobs last waited for an outbox that failed."""
         self._failures: dict[JobId, BaseException] = {}
         self._is_open = False
         self._has_history = False
@@ -571,12 +573,32 @@ class JobRunner:
             with correlated(**error.context):
                 _log.error("job %s stopped: %s", driver.job_id, error)
             self._stopped[driver.job_id] = error
+            if isinstance(error, JournalError) and self._is_open:
+                self._background.start(self._go_on_later(driver.job_id, error), name=f"zg pause of {driver.job_id}")
         finally:
             if driver.failure is not None:
                 self._failures[driver.job_id] = driver.failure
             self._drivers.pop(driver.job_id, None)
             driver.end()
             self._store.notify()
+
+    async def _go_on_later(self, job_id: JobId, error: JournalError) -> None:
+        """Drive a job again for which the outbox failed; a journal that fails has its jobs driven when it is back."""
+        pause = self._pauses[job_id] = min(2 * self._pauses.get(job_id, _FIRST_PAUSE / 2), _LONGEST_PAUSE)
+        await self._clock.sleep(pause)
+        if self._stopped.get(job_id) is not error:
+            return
+        try:
+            if not (events := await self._store.read(job_id)):
+                return
+            state, message = fold(events), _paused(error)
+            if state.warned.get("paused") != message:
+                warning = JobWarned(code="paused", message=message, at=now(self._clock))
+                state = fold(await self._store.append(job_id, warning), state)
+            self._start(state)
+        except (JournalError, ClosedError) as still:
+            with correlated(**still.context):
+                _log.error("job %s still can't be recorded: %s", job_id, still)
 
     async def _mind_limits(self, driver: Driver) -> None:
         try:
@@ -606,9 +628,9 @@ class JobRunner:
     async def _tell_paused(self) -> None:
         """Put on record that jobs stood still because nothing could be recorded."""
         for job_id, error in tuple(self._stopped.items()):
-            message = f"it stood still, because nothing could be recorded: {error.message}"
+            warning = JobWarned(code="paused", message=_paused(error), at=now(self._clock))
             try:
-                await self._store.append(job_id, JobWarned(code="paused", message=message, at=now(self._clock)))
+                await self._store.append(job_id, warning)
             except JournalError as still:
                 _log.error("job %s still can't be recorded: %s", job_id, still)
 
@@ -665,6 +687,10 @@ class JobRunner:
             )
 
 
+def _paused(error: ZgError) -> str:
+    return f"it stood still, because nothing could be recorded: {error.message}"
+
+
 def _moved(state: JobState) -> JournalError:
     return JournalError(
         f"job {state.job_id} was exported, and goes on where its file was imported",
@@ -673,4 +699,7 @@ def _moved(state: JobState) -> JournalError:
 
 
 _MAX_WARNINGS: Final = 20
+_FIRST_PAUSE: Final = 10.0
+_LONGEST_PAUSE: Final = 300.0
+"""Seconds until a job is driven again for which the outbox failed; each time twice as long."""
 _LOCAL_KEY: Final = "Use a local key or keystore for the wallet that orders the model"
