@@ -41,12 +41,19 @@ def backend(request, monkeypatch):
     monkeypatch.setattr(envelope, "_has_cryptography", lambda: request.param == "cryptography")
 
 
+@pytest.fixture(params=["coincurve", "python"])
+def curve(request, monkeypatch):
+    if request.param == "coincurve":
+        pytest.importorskip("coincurve")
+    monkeypatch.setattr(envelope, "_has_coincurve", lambda: request.param == "coincurve")
+
+
 # --- key wrapping ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.goal("DOC-07", part="ECIES")
 @pytest.mark.parametrize("row", FT["ecies"], ids=ids(FT["ecies"]))
-def test_keys_wrapped_by_every_peer_open(row, backend):
+def test_keys_wrapped_by_every_peer_open(row, backend, curve):
     key = private_key(row["recipient"])
     for field in ("encrypted", "encrypted_by_eciesjs", "encrypted_by_eciespy"):
         blob = unhex(row[field])
@@ -60,7 +67,7 @@ def test_keys_wrapped_by_every_peer_open(row, backend):
 
 @pytest.mark.goal("DOC-07", part="ECIES")
 @pytest.mark.parametrize("row", FT["ecies"], ids=ids(FT["ecies"]))
-def test_wrapping_gives_the_vectors_bytes(row, backend):
+def test_wrapping_gives_the_vectors_bytes(row, backend, curve):
     made = ecies_encrypt(
         public_key(private_key(row["recipient"])),
         unhex(row["plaintext"]),
@@ -72,7 +79,7 @@ def test_wrapping_gives_the_vectors_bytes(row, backend):
 
 
 @pytest.mark.parametrize("row", FT["ecies_negative"], ids=ids(FT["ecies_negative"]))
-def test_bad_wrapped_keys_fail_alike(row, backend):
+def test_bad_wrapped_keys_fail_alike(row, backend, curve):
     key = private_key(row["recipient"])
     with pytest.raises(EnvelopeError) as one:
         unwrap_key(key, unhex(row["encrypted"]))
@@ -82,7 +89,7 @@ def test_bad_wrapped_keys_fail_alike(row, backend):
 
 
 @pytest.mark.goal("HRD-20", part="points off the curve and at infinity")
-def test_points_off_the_curve_and_at_infinity_are_refused():
+def test_points_off_the_curve_and_at_infinity_are_refused(curve):
     key = private_key("alice")
     good = ecies_encrypt(public_key(key), b"\1" * 32)
     x, y = good[1:33], good[33:65]
@@ -101,7 +108,7 @@ def test_wrapping_takes_fresh_randomness():
 
 
 @pytest.mark.parametrize("bad", [b"", bytes(32), b"\xff" * 32, bytes(31)])
-def test_a_bad_private_key_is_refused_without_being_shown(bad):
+def test_a_bad_private_key_is_refused_without_being_shown(bad, curve):
     for call in (lambda: public_key(bad), lambda: ecies_decrypt(bad, bytes(129)), lambda: unwrap_key(bad, bytes(129))):
         with pytest.raises(ValueError, match=r"^not a private key$"):
             call()

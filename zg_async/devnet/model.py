@@ -85,6 +85,8 @@ class Inputs:
     features: Array
     prior: Array
     """Logits of the bigram table and the copying head."""
+    mixed: Array
+    """What the frozen mixer makes of the features, before its bias."""
 
 
 class BaseModel:
@@ -137,9 +139,9 @@ class BaseModel:
         rows = np.arange(len(tokens) - 1 if last_only else len(prompt.tokens) - 1, len(tokens))
         local = self._contexts(tokens, rows)
         recalled, trust = _recalled(tokens, rows)
-        features = np.concatenate((local, recalled @ self._recall, local * prompt.summary), axis=1)
+        features = np.concatenate((local, recalled @ self._recall, local * prompt.summary), axis=1).astype(np.float32)
         prior = np.log((1 - trust) * self._bigrams[tokens[rows]] + trust * recalled + 1e-6)
-        return Inputs(features.astype(np.float32), prior.astype(np.float32))
+        return Inputs(features, prior.astype(np.float32), features @ self.mixer.T)
 
     def _contexts(self, tokens: Tokens, rows: Tokens) -> Array:
         """Return the causal convolution at some places: random functions of their last bytes."""
@@ -151,8 +153,8 @@ class BaseModel:
 
     def forward(self, inputs: Inputs, adapter: Adapter | None) -> tuple[Array, Array]:
         """Return the hidden layer and the logits of each row."""
-        hidden = np.tanh(_linear(inputs.features, self.mixer, adapter, "mixer") + self.mixer_bias)
-        return hidden, inputs.prior + _linear(hidden, self.head, adapter, "head")
+        hidden = np.tanh(_adapted(inputs.mixed, inputs.features, adapter, "mixer") + self.mixer_bias)
+        return hidden, inputs.prior + _adapted(hidden @ self.head.T, hidden, adapter, "head")
 
     def generate(
         self,
@@ -196,11 +198,14 @@ def prompt_text(instruction: str, input_text: str = "") -> bytes:
     return f"### Instruction:\n{instruction}\n\n{middle}### Response:\n".encode()
 
 
-def _linear(values: Array, weight: Array, adapter: Adapter | None, layer: str) -> Array:
-    out: Array = values @ weight.T
-    if adapter is not None and (lora := adapter.layers.get(layer)) is not None:
-        out += np.float32(adapter.scale) * ((values @ lora.a.T) @ lora.b.T)
-    return out
+def _adapted(out: Array, values: Array, adapter: Adapter | None, layer: str) -> Array:
+    """Add to a frozen layer's output what an adapter makes of its input."""
+    if adapter is None or (lora := adapter.layers.get(layer)) is None:
+        return out
+    more: Array = (values @ lora.a.T) @ lora.b.T
+    more *= np.float32(adapter.scale)
+    more += out
+    return more
 
 
 def _normal(random: np.random.RandomState, shape: tuple[int, ...], scale: float) -> Array:

@@ -8,6 +8,7 @@ multiplied by `RATE_SCALE`, because a model of this size needs bigger steps than
 """
 
 import dataclasses
+import functools
 import json
 import math
 import threading
@@ -33,6 +34,8 @@ MAX_RESPONSE: Final = 512
 
 _BETAS: Final = (0.9, 0.99)
 _SEED: Final = 42
+_KEPT_ROWS: Final = 16
+"""A row of the longest response takes 7 MB."""
 
 
 class TrainingError(Exception):
@@ -300,11 +303,12 @@ class _Run:
             row = self.rows[int(index)]
             prompt = prompt_text(row.instruction, row.input)
             response = row.output.encode("utf-8", "replace")[:MAX_RESPONSE]
-            parts.append(self._model.inputs(self._model.read(prompt), response))
+            parts.append(_frozen(prompt, response))
             targets.append(np.append(np.frombuffer(response, dtype=np.uint8).astype(np.intp), END))
         features = np.concatenate([part.features for part in parts])
         prior = np.concatenate([part.prior for part in parts])
-        return Inputs(features, prior), np.concatenate(targets)
+        mixed = np.concatenate([part.mixed for part in parts])
+        return Inputs(features, prior, mixed), np.concatenate(targets)
 
     def _update(self, slopes: Mapping[str, Lora], rate: float, number: int) -> None:
         """Make one Adam step, in place."""
@@ -317,6 +321,13 @@ class _Run:
                 first += (1 - _BETAS[0]) * (g - first)
                 second += (1 - _BETAS[1]) * (g * g - second)
                 weight -= np.float32(rate * correct) * first / (np.sqrt(second) + 1e-8)
+
+
+@functools.lru_cache(maxsize=_KEPT_ROWS)
+def _frozen(prompt: bytes, response: bytes) -> Inputs:
+    """Run the frozen part over a row: most of a step's work, and the same in every epoch and training."""
+    model = base_model()
+    return model.inputs(model.read(prompt), response)
 
 
 def _zeros(lora: Lora) -> tuple[Array, Array]:

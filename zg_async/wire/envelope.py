@@ -17,9 +17,11 @@ from collections.abc import Callable, Iterable
 from typing import Final
 
 from Crypto.Cipher import AES
+from eth_keys.backends.coincurve import CoinCurveECCBackend
 from eth_keys.backends.native.jacobian import fast_multiply
 from eth_keys.constants import SECPK1_N, SECPK1_P
 from eth_keys.datatypes import PrivateKey
+from eth_keys.main import KeyAPI
 
 from zg_async.errors import EnvelopeError, SignatureMismatchError
 from zg_async.wire.hashing import Keccak256
@@ -177,10 +179,25 @@ def _scalar(private_key: bytes) -> int:
 
 def _shared_key(ephemeral: bytes, point: bytes, private_key: bytes) -> bytes:
     """HKDF-SHA256, without salt and info, over ephemeral key and shared point, both uncompressed."""
-    x, y = fast_multiply(_point(point), _scalar(private_key))
-    master = ephemeral + b"\x04" + x.to_bytes(32, "big") + y.to_bytes(32, "big")
+    master = ephemeral + _multiplied(point, private_key)
     extracted = hmac.digest(b"\0" * 32, master, hashlib.sha256)
     return hmac.digest(extracted, b"\x01", hashlib.sha256)
+
+
+def _multiplied(encoded: bytes, private_key: bytes) -> bytes:
+    """Multiply a point: with coincurve where signing uses it (a hundred times faster), else in pure Python."""
+    point, scalar = _point(encoded), _scalar(private_key)
+    if _has_coincurve():
+        from coincurve import PublicKey
+
+        return PublicKey(encoded).multiply(private_key).format(compressed=False)
+    x, y = fast_multiply(point, scalar)
+    return b"\x04" + x.to_bytes(32, "big") + y.to_bytes(32, "big")
+
+
+@functools.cache
+def _has_coincurve() -> bool:
+    return isinstance(KeyAPI().backend, CoinCurveECCBackend)
 
 
 def _point(encoded: bytes) -> tuple[int, int]:
