@@ -4,7 +4,10 @@ It asks for the newest block and, when that changed, for logs: both cost a node 
 keep it busy. The last blocks are read again each time, so that a reorg is noticed.
 """
 
+import bisect
 import math
+from collections.abc import Sequence
+from operator import itemgetter
 from typing import Final
 
 import anyio
@@ -13,7 +16,7 @@ from zg_async.background import Background
 from zg_async.devnet.chain_client import ChainClient
 from zg_async.errors import ZgError
 from zg_async.logs import get_logger
-from zg_async.wire.contracts import DeliverableAcknowledged, decode_log
+from zg_async.wire.contracts import TOPIC, DeliverableAcknowledged, decode_log
 from zg_async.wire.records import Address, Log
 
 _log = get_logger("zg_async.devnet.watch")
@@ -37,6 +40,10 @@ class ChainWatch:
         """Logs of the last round, for whoever waits on `changed`."""
         self.changed = anyio.Event()
         """Set and replaced after each round that saw a new block."""
+        self._taken: list[tuple[int, DeliverableAcknowledged]] = []
+        """Block and event of the acknowledgements since block `_since`, in order."""
+        self._since: int | None = None
+        self._rounds = anyio.Lock()
         self._contracts = contracts
         self._seen: tuple[int, str] | None = None
         self._background = Background()
@@ -60,21 +67,51 @@ class ChainWatch:
 
     async def round(self) -> None:
         """Look once."""
+        async with self._rounds:
+            await self._round()
+
+    async def _round(self) -> None:
         number, block_hash, timestamp = await self.client.head()
         if (number, block_hash) == self._seen:
             return
         # Block times are whole seconds: what is up to two ahead is rounding, not a moved clock.
         ahead = timestamp - self.client.clock.now()
         self.offset = float(math.ceil(ahead)) if ahead > _ROUNDING else 0.0
-        first = number if self._seen is None else min(self._seen[0] + 1, number + 1) - _OVERLAP
-        self.logs = await self.client.logs(self._contracts, max(first, number - _SPAN, 0), number)
+        next_block = number if self._seen is None else min(self._seen[0], number) + 1
+        first = max(next_block - (0 if self._seen is None else _OVERLAP), number - _SPAN, 0)
+        self.logs = await self.client.logs(self._contracts, first, number)
+        self._take(first, gap=first > next_block)
+        self._seen = (number, block_hash)
+        changed, self.changed = self.changed, anyio.Event()
+        changed.set()
+
+    def _take(self, first: int, *, gap: bool) -> None:
+        if self._since is None or gap:
+            self._since = first
+            self._taken.clear()
+        while self._taken and self._taken[-1][0] >= first:
+            self._taken.pop()
         for log in self.logs:
             event = decode_log(log)
             if isinstance(event, DeliverableAcknowledged):
                 self.acknowledged.add((event.provider, event.id))
-        self._seen = (number, block_hash)
-        changed, self.changed = self.changed, anyio.Event()
-        changed.set()
+                self._taken.append((log.block_number, event))
+
+    async def block_number(self) -> int:
+        """Return the newest block that was looked at."""
+        if self._seen is None:
+            await self.round()
+        return self._seen[0] if self._seen is not None else 0
+
+    async def acknowledgements(self, first: int, last: int) -> Sequence[DeliverableAcknowledged]:
+        """Return the acknowledgements in some blocks, both ends included; older ones than its own are asked for."""
+        if self._since is None or first < self._since:
+            topic = TOPIC["DeliverableAcknowledged"]
+            events = [decode_log(log) for log in await self.client.logs(self._contracts, first, last, topic=topic)]
+            return [event for event in events if isinstance(event, DeliverableAcknowledged)]
+        start = bisect.bisect_left(self._taken, first, key=itemgetter(0))
+        end = bisect.bisect_right(self._taken, last, key=itemgetter(0))
+        return [event for _, event in self._taken[start:end]]
 
     def now(self) -> float:
         """Return the time by the chain's clock, in unix seconds."""

@@ -3,11 +3,10 @@
 from collections.abc import Sequence
 
 from zg_async.devnet.chain_client import Wallet
+from zg_async.devnet.chain_watch import ChainWatch
 from zg_async.devnet.inference_settings import Acknowledgement, FeeSettlement, SettlementResult
 from zg_async.errors import AccountNotFoundError, DeliverableNotFoundError, ServiceNotFoundError
 from zg_async.wire.contracts import (
-    TOPIC,
-    DeliverableAcknowledged,
     FineTuningContract,
     InferenceContract,
     TeeSettlementResult,
@@ -20,14 +19,20 @@ class WalletChain:
     """`InferenceChain` over a provider's wallet."""
 
     def __init__(
-        self, wallet: Wallet, chain_id: int, inference: InferenceContract, fine_tuning: FineTuningContract
+        self,
+        wallet: Wallet,
+        chain_id: int,
+        inference: InferenceContract,
+        fine_tuning: FineTuningContract,
+        watch: ChainWatch,
     ) -> None:
-        """Look through a wallet; it may be shared with the fine-tuning side."""
+        """Look through a wallet, maybe shared with the fine-tuning side, and a watch shared by all."""
         self.chain_id = chain_id
         self.inference_address = inference.address
         self._wallet = wallet
         self._inference = inference
         self._fine_tuning = fine_tuning
+        self._watch = watch
 
     async def account(self, user: Address) -> InferenceAccount | None:
         """Read a sub-account."""
@@ -45,17 +50,14 @@ class WalletChain:
 
     async def block_number(self) -> int:
         """Read the newest block's number."""
-        number, _, _ = await self._wallet.client.head()
-        return number
+        return await self._watch.block_number()
 
     async def acknowledged(self, from_block: int, to_block: int) -> Sequence[Acknowledgement]:
         """Read the acknowledgements of some blocks."""
-        topic = TOPIC["DeliverableAcknowledged"]
-        logs = await self._wallet.client.logs((self._fine_tuning.address,), from_block, to_block, topic=topic)
         return [
             Acknowledgement(user=event.user, task_id=event.id)
-            for log in logs
-            if isinstance(event := decode_log(log), DeliverableAcknowledged) and event.provider == self._wallet.address
+            for event in await self._watch.acknowledgements(from_block, to_block)
+            if event.provider == self._wallet.address
         ]
 
     async def model_root_hash(self, user: Address, task_id: TaskId) -> bytes:

@@ -202,7 +202,8 @@ def _adapted(out: Array, values: Array, adapter: Adapter | None, layer: str) -> 
     """Add to a frozen layer's output what an adapter makes of its input."""
     if adapter is None or (lora := adapter.layers.get(layer)) is None:
         return out
-    more: Array = (values @ lora.a.T) @ lora.b.T
+    low: Array = values @ lora.a.T
+    more: Array = low @ lora.b.T
     more *= np.float32(adapter.scale)
     more += out
     return more

@@ -465,7 +465,7 @@ class _Builder:
             tee_key=tee_key,
             provider_address=node.address,
             tee_address=address_of(tee_key),
-            chain=WalletChain(node.wallet, devnet.chain_id, contract, devnet.fine_tuning_contract),
+            chain=WalletChain(node.wallet, devnet.chain_id, contract, devnet.fine_tuning_contract, devnet.watch),
             fetch_model=fetch,
             work_dir=node.files.folder / "inference",
             settings=InferenceSettings(

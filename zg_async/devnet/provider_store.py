@@ -5,10 +5,11 @@ import datetime as dt
 import json
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from pathlib import Path
 from typing import Any, Final
 
+import anyio
 import anyio.to_thread
 
 from zg_async.wire.records import TERMINAL, Address, TaskId, TaskProgress
@@ -74,6 +75,7 @@ class TaskStore:
     def __init__(self, folder: Path) -> None:
         """Open the tasks in a folder; it is created when the first task comes."""
         self.folder = folder
+        self._changed = anyio.Event()
         self._tasks: dict[TaskId, ProviderTask] = {}
         for path in sorted(folder.glob("*/task.json")):
             fields = json.loads(path.read_bytes())
@@ -105,9 +107,19 @@ class TaskStore:
         """Return the oldest task in a state, or None."""
         return next((task for task in self._tasks.values() if task.progress is progress), None)
 
+    async def wait_for(self, states: Container[TaskProgress]) -> None:
+        """Wait until a task is in one of some states."""
+        while not any(task.progress in states for task in self._tasks.values()):
+            await self._changed.wait()
+
+    def _tell(self) -> None:
+        changed, self._changed = self._changed, anyio.Event()
+        changed.set()
+
     async def add(self, task: ProviderTask) -> None:
         """Insert a new task."""
         self._tasks[task.id] = task
+        self._tell()
         await self.save(task)
 
     async def move(self, task: ProviderTask, start: TaskProgress, end: TaskProgress, now: float) -> bool:
@@ -120,6 +132,7 @@ class TaskStore:
             return False
         task.progress = end
         task.updated_at = now
+        self._tell()
         await self.save(task)
         return True
 

@@ -5,6 +5,7 @@ state until its retries are used up; so progress can move backwards.
 """
 
 import json
+import math
 import random
 import re
 import threading
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
 _log = get_logger("zg_async.devnet.workers")
 _RETRIES: Final[Mapping[str, int]] = {"setup": 10, "executor": 1, "finalizer": 10}
 _DATASET_ROOT: Final = re.compile(r"0x([0-9a-f]{64})")
+_CLEAN_UP_TICK: Final = 1.0
 _CONTAINER_OUTPUT: Final = "/app/mnt/output_model"
 Step = Callable[[ProviderTask], Awaitable[None]]
 
@@ -64,24 +66,37 @@ class Workers:
     def loops(self) -> dict[str, Coroutine[Any, Any, None]]:
         """Return the loops to run, by name."""
         return {
-            "setup": self._loop(self.setup_round),
-            "executor": self._loop(self._training_round),
-            "finalizer": self._loop(self._delivery_round),
-            "settlement": self._loop(self.settlement.round),
-            "clean-up": self._loop(self.settlement.clean_up_if_due),
+            "setup": self._loop(self.setup_round, TaskProgress.INIT),
+            "executor": self._loop(self._training_round, TaskProgress.SET_UP),
+            "finalizer": self._loop(self._delivery_round, TaskProgress.TRAINED),
+            "settlement": self._loop(self.settlement.round, TaskProgress.DELIVERED, TaskProgress.USER_ACKNOWLEDGED),
+            "clean-up": self._clean_up_loop(),
         }
 
     def stop_training(self) -> None:
         """Let a running training end before its next step."""
         self._stop_training.set()
 
-    async def _loop(self, work: Callable[[], Awaitable[None]]) -> None:
+    async def _loop(self, work: Callable[[], Awaitable[None]], *states: TaskProgress) -> None:
+        """Look every tick; a tick at which no task is in one of the states is spared."""
+        clock, settings = self._node.clock, self._node.settings
         while True:
-            await self._node.clock.sleep(self._node.settings.tick)
-            try:
-                await work()
-            except _FAILURES as error:
-                _log.warning("provider %s: %s", self._node.address, error)
+            looked = clock.monotonic()
+            await self._node.store.wait_for(states)
+            tick = max(settings.tick, 0.001)
+            await clock.sleep(tick - math.fmod(clock.monotonic() - looked, tick))
+            await self._do(work)
+
+    async def _clean_up_loop(self) -> None:
+        while True:
+            await self._node.clock.sleep(max(self._node.settings.tick, _CLEAN_UP_TICK))
+            await self._do(self.settlement.clean_up_if_due)
+
+    async def _do(self, work: Callable[[], Awaitable[None]]) -> None:
+        try:
+            await work()
+        except _FAILURES as error:
+            _log.warning("provider %s: %s", self._node.address, error)
 
     async def _attempt(
         self, kind: str, step: Step, start: TaskProgress, running: TaskProgress, end: TaskProgress
