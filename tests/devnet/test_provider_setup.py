@@ -1,3 +1,5 @@
+import anyio
+import anyio.lowlevel
 import pytest
 
 from tests.devnet.provider_kit import User, add_task, key_of, stub_provider
@@ -197,3 +199,27 @@ async def test_a_round_settles_one_task_and_acknowledged_ones_first(provider):
     node.faults.fail_settlement = -1
     await workers.settlement.round()
     assert (late.retries, ready.retries) == ({}, {"settlement": 1})
+
+
+async def test_a_worker_without_work_does_nothing_and_its_next_look_is_where_it_was(provider, clock):
+    node, _, _, workers = provider
+    seen = []
+
+    async def look():
+        seen.append(clock.monotonic())
+        await node.store.move(task, TaskProgress.INIT, TaskProgress.FAILED, node.now())
+
+    async with anyio.create_task_group() as group:
+        begin = clock.monotonic()
+        group.start_soon(workers._loop, look, TaskProgress.INIT)
+        await anyio.wait_all_tasks_blocked()
+        clock.advance(10 * node.settings.tick + 0.05)
+        clock.slept.clear()
+        task = await add_task(node, provider[2], "11111111-1111-4111-8111-111111111111", TaskProgress.TRAINED)
+        await anyio.wait_all_tasks_blocked()
+        assert (seen, clock.slept) == ([], [])
+        assert await node.store.move(task, TaskProgress.TRAINED, TaskProgress.INIT, node.now())
+        await anyio.wait_all_tasks_blocked()
+        group.cancel_scope.cancel()
+    assert seen == [pytest.approx(begin + 11 * node.settings.tick)]
+    assert task.progress is TaskProgress.FAILED

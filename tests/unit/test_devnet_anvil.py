@@ -5,7 +5,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from aiohttp import web
 
+from tests.http_server import serving
 from zg_async.devnet.anvil import Anvil, _npm_platform, find_anvil
 from zg_async.devnet.engines import make_engine
 from zg_async.errors import ChainUnavailableError, ClosedError, ConfigError
@@ -63,3 +65,25 @@ async def test_an_engine_that_does_not_run_has_no_url_and_no_answers() -> None:
 def test_an_unknown_engine_is_refused() -> None:
     with pytest.raises(ConfigError, match="anvil"):
         make_engine("hardhat", {})
+
+
+async def test_a_connection_that_ends_fails_what_was_asked_and_is_opened_again(tmp_path: Path) -> None:
+    ends = iter([True, False])
+
+    async def answer(request: web.Request) -> web.WebSocketResponse:
+        socket = web.WebSocketResponse()
+        await socket.prepare(request)
+        asked = await socket.receive_json()
+        if next(ends):
+            return socket
+        await socket.send_json({"id": "another's", "result": None})
+        await socket.send_json({"id": asked["id"], "result": asked["method"]})
+        await socket.receive()
+        return socket
+
+    async with serving(answer) as url:
+        text = f"#!/bin/sh\necho Listening on {url.removeprefix('http://')}\nexec sleep 60\n"
+        async with Anvil({}, binary=program(tmp_path / "anvil", text)) as engine:
+            with pytest.raises(ChainUnavailableError, match="connection ended"):
+                await engine.request("eth_chainId")
+            assert await engine.request("eth_gasPrice") == "eth_gasPrice"

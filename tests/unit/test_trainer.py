@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from zg_async.devnet import safetensors
+from zg_async.devnet import safetensors, trainer
 from zg_async.devnet.arrays import np
 from zg_async.devnet.model import END, MAX_PROMPT, Adapter, Lora, base_model, prompt_text
 from zg_async.devnet.trainer import (
@@ -303,3 +303,17 @@ ENTRY = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
 def test_a_broken_safetensors_file_is_refused(data: bytes) -> None:
     with pytest.raises(safetensors.SafetensorsError):
         safetensors.parse(data)
+
+
+def test_a_training_is_the_same_whether_or_not_its_rows_were_trained_before(tmp_path: Path) -> None:
+    made = []
+    for name, forget in (("first", True), ("again", False), ("later", True)):
+        if forget:
+            trainer._frozen.cache_clear()
+            trainer._first_slopes.cache_clear()
+        else:
+            train(ROWS, PARAMS | {"learning_rate": 0.01}, tmp_path / "other", base_model=NAME)
+        outcome = train(ROWS, PARAMS | {"num_train_epochs": 3}, tmp_path / name, base_model=NAME)
+        made.append((outcome.final_loss, (tmp_path / name / "adapter_model.safetensors").read_bytes()))
+    assert made[0] == made[1] == made[2]
+    assert made[0][1] != (tmp_path / "other" / "adapter_model.safetensors").read_bytes()

@@ -97,6 +97,9 @@ class Anvil(EngineControls):
         self._background = Background()
         self._process: Process | None = None
         self._session: aiohttp.ClientSession | None = None
+        self._socket: aiohttp.ClientWebSocketResponse | None = None
+        self._connecting = anyio.Lock()
+        self._asked: dict[int, _Ask] = {}
         self._home: tempfile.TemporaryDirectory[str] | None = None
         self._url: str | None = None
         self._requests = 0
@@ -202,18 +205,52 @@ class Anvil(EngineControls):
             RpcError: It answered with an error.
             ChainUnavailableError: It didn't answer.
         """
+        self._requests += 1
+        number, ask = self._requests, _Ask()
+        self._asked[number] = ask
+        body = {"jsonrpc": "2.0", "id": number, "method": method, "params": params}
+        try:
+            await (await self._connected()).send_str(json.dumps(body))
+            await ask.answered.wait()
+        except (aiohttp.ClientError, ConnectionError, TimeoutError) as error:
+            raise ChainUnavailableError(f"anvil didn't answer {method}") from error
+        finally:
+            self._asked.pop(number, None)
+        if ask.answer is None:
+            raise ChainUnavailableError(f"anvil didn't answer {method}: the connection ended")
+        if failure := ask.answer.get("error"):
+            raise RpcError(str(failure.get("message")), rpc_code=failure.get("code"), data=failure.get("data"))
+        return ask.answer.get("result")
+
+    async def _connected(self) -> aiohttp.ClientWebSocketResponse:
+        """Return the one connection for all requests: over HTTP each would cost this process three times as much."""
         if self._session is None:
             raise ClosedError("anvil is not running", hint="Enter it with `async with`")
-        self._requests += 1
-        body = {"jsonrpc": "2.0", "id": self._requests, "method": method, "params": params}
+        async with self._connecting:
+            if self._socket is None or self._socket.closed:
+                url = self.url.replace("http", "ws", 1)
+                self._socket = await self._session.ws_connect(url, max_msg_size=0)
+                self._background.start(self._read_answers(self._socket), name="devnet-anvil-answers")
+            return self._socket
+
+    async def _read_answers(self, socket: aiohttp.ClientWebSocketResponse) -> None:
         try:
-            async with self._session.post(self.url, json=body) as reply:
-                answer = json.loads(await reply.read())
-        except (aiohttp.ClientError, TimeoutError, ValueError) as error:
-            raise ChainUnavailableError(f"anvil didn't answer {method}") from error
-        if failure := answer.get("error"):
-            raise RpcError(str(failure.get("message")), rpc_code=failure.get("code"), data=failure.get("data"))
-        return answer.get("result")
+            async for message in socket:
+                answer = json.loads(message.data)
+                if (ask := self._asked.get(answer.get("id"))) is not None:
+                    ask.answer = answer
+                    ask.answered.set()
+        finally:
+            for ask in self._asked.values():
+                ask.answered.set()
+
+
+class _Ask:
+    """A request on its way."""
+
+    def __init__(self) -> None:
+        self.answered = anyio.Event()
+        self.answer: dict[str, Any] | None = None
 
 
 async def _drain(output: TextReceiveStream) -> None:

@@ -32,6 +32,8 @@ _HOP_HEADERS = frozenset(
 )
 _JSON_LIMIT = 8 * 2**20
 _PIECE = 2**18
+_SMALL = 2**16
+"""Bodies up to this many bytes are passed on whole, which costs half of streaming them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,6 +87,11 @@ class Faults:
         """Disarm a fault; return whether it was armed."""
         return self._armed.pop(number, None) is not None
 
+    @property
+    def armed(self) -> bool:
+        """Whether any fault could strike."""
+        return bool(self._armed)
+
     def clear(self) -> None:
         """Disarm all."""
         self._armed.clear()
@@ -109,6 +116,8 @@ class Faults:
     @web.middleware
     async def middleware(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         """Let the armed faults strike a request of an aiohttp server."""
+        if not self._armed:
+            return await handler(request)
         seen = await look(request)
         faults = self.take(seen.names)
         early = await self.before(faults, request, seen.rpc)
@@ -299,12 +308,14 @@ class FaultProxy:
         await self.aclose()
 
     async def _forward(self, request: web.Request) -> web.StreamResponse:
-        seen = await look(request)
-        faults = self.faults.take(seen.names)
-        early = await self.faults.before(faults, request, seen.rpc)
-        if early is not None:
-            return early
-        if web.WebSocketResponse().can_prepare(request).ok:
+        seen, faults = Seen(()), list[Fault]()
+        if self.faults.armed:
+            seen = await look(request)
+            faults = self.faults.take(seen.names)
+            early = await self.faults.before(faults, request, seen.rpc)
+            if early is not None:
+                return early
+        if "Upgrade" in request.headers and web.WebSocketResponse().can_prepare(request).ok:
             return await self._bridge(request)
         try:
             async with self._upstream(request, seen) as answer:
@@ -327,7 +338,9 @@ class FaultProxy:
             headers["Content-Length"] = str(request.content_length)
         if seen.rpc is not None:
             headers.pop("Accept-Encoding", None)  # the answer may have to be changed
-        body = seen.body if seen.body is not None else request.content if request.can_read_body else None
+        body: bytes | aiohttp.StreamReader | None = seen.body
+        if body is None and request.can_read_body:
+            body = await request.read() if _is_small(request.content_length) else request.content
         async with self._session.request(
             request.method, self._address(request), headers=headers, data=body, allow_redirects=False
         ) as answer:
@@ -374,7 +387,13 @@ async def _pump(
     scope.cancel()
 
 
+def _is_small(length: int | None) -> bool:
+    return length is not None and 0 < length <= _SMALL
+
+
 async def _stream(request: web.Request, answer: aiohttp.ClientResponse, cut: int | None) -> web.StreamResponse:
+    if cut is None and request.method != "HEAD" and _is_small(answer.content_length):
+        return web.Response(status=answer.status, headers=_passed(answer.headers), body=await answer.read())
     reply = web.StreamResponse(status=answer.status, headers=_passed(answer.headers))
     if answer.content_length is not None:
         reply.content_length = answer.content_length

@@ -36,6 +36,7 @@ _BETAS: Final = (0.9, 0.99)
 _SEED: Final = 42
 _KEPT_ROWS: Final = 16
 """A row of the longest response takes 7 MB."""
+_KEPT_STEPS: Final = 8
 
 
 class TrainingError(Exception):
@@ -260,7 +261,6 @@ class _Run:
         self._rate = float(params["learning_rate"])
         self._stop = stop
         self._seconds = seconds
-        self._model = base_model()
         self._moments = {layer: _zeros(lora) + _zeros(lora) for layer, lora in self.adapter.layers.items()}
 
     @property
@@ -275,12 +275,12 @@ class _Run:
         for number, chosen in enumerate(self._batches(), 1):
             if self._stop.is_set():
                 raise TrainingStoppedError("stopped")
-            inputs, targets = self._examples(chosen)
-            loss, slopes = loss_and_gradients(self._model, inputs, targets, self.adapter)
+            rows = tuple(self.rows[int(index)] for index in chosen)
+            loss, slopes, positions = _first_slopes(rows) if number == 1 else _slopes(rows, self.adapter)
             rate = self._rate * (1 - (number - 1) / self.total_steps)
             self._update(slopes, rate * RATE_SCALE, number)
             self.losses.append(loss)
-            tokens += len(targets)
+            tokens += positions
             self._stop.wait(max(0.0, begin + self._seconds * number / self.total_steps - time.monotonic()))
             self.runtime = time.monotonic() - begin
             norm = math.sqrt(sum(float((m**2).sum()) for lora in slopes.values() for m in (lora.a, lora.b)))
@@ -296,19 +296,6 @@ class _Run:
             for start in range(0, len(order), self._batch)[:left]:
                 yield order[start : start + self._batch]
                 left -= 1
-
-    def _examples(self, chosen: Tokens) -> tuple[Inputs, Tokens]:
-        parts, targets = [], []
-        for index in chosen:
-            row = self.rows[int(index)]
-            prompt = prompt_text(row.instruction, row.input)
-            response = row.output.encode("utf-8", "replace")[:MAX_RESPONSE]
-            parts.append(_frozen(prompt, response))
-            targets.append(np.append(np.frombuffer(response, dtype=np.uint8).astype(np.intp), END))
-        features = np.concatenate([part.features for part in parts])
-        prior = np.concatenate([part.prior for part in parts])
-        mixed = np.concatenate([part.mixed for part in parts])
-        return Inputs(features, prior, mixed), np.concatenate(targets)
 
     def _update(self, slopes: Mapping[str, Lora], rate: float, number: int) -> None:
         """Make one Adam step, in place."""
@@ -328,6 +315,29 @@ def _frozen(prompt: bytes, response: bytes) -> Inputs:
     """Run the frozen part over a row: most of a step's work, and the same in every epoch and training."""
     model = base_model()
     return model.inputs(model.read(prompt), response)
+
+
+def _slopes(rows: Sequence[TrainRow], adapter: Adapter) -> tuple[float, dict[str, Lora], int]:
+    """Return loss and gradients over some rows, and how many positions that are."""
+    parts, targets = [], []
+    for row in rows:
+        response = row.output.encode("utf-8", "replace")[:MAX_RESPONSE]
+        parts.append(_frozen(prompt_text(row.instruction, row.input), response))
+        targets.append(np.append(np.frombuffer(response, dtype=np.uint8).astype(np.intp), END))
+    inputs = Inputs(
+        np.concatenate([part.features for part in parts]),
+        np.concatenate([part.prior for part in parts]),
+        np.concatenate([part.mixed for part in parts]),
+    )
+    wanted = np.concatenate(targets)
+    loss, slopes = loss_and_gradients(base_model(), inputs, wanted, adapter)
+    return loss, slopes, len(wanted)
+
+
+@functools.lru_cache(maxsize=_KEPT_STEPS)
+def _first_slopes(rows: tuple[TrainRow, ...]) -> tuple[float, dict[str, Lora], int]:
+    """Return `_slopes` of a first step: every training begins with the same adapter."""
+    return _slopes(rows, new_adapter())
 
 
 def _zeros(lora: Lora) -> tuple[Array, Array]:
