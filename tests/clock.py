@@ -3,8 +3,10 @@
 import anyio
 import anyio.lowlevel
 
+from zg_async.clock import Clock
 
-class FakeClock:
+
+class FakeClock(Clock):
     """Time stands still until somebody sleeps or `advance` is called; a sleep returns at once and moves it."""
 
     def __init__(self, now: float = 1_800_000_000.0) -> None:

@@ -21,8 +21,20 @@ class Clock(Protocol):
         """Wait for some seconds."""
         ...
 
+    async def wait(self, event: anyio.Event, seconds: float) -> None:
+        """Wait until an event is set or some seconds have passed."""
+        async with anyio.create_task_group() as group:
 
-class SystemClock:
+            async def timer() -> None:
+                await self.sleep(seconds)
+                group.cancel_scope.cancel()
+
+            group.start_soon(timer)
+            await event.wait()
+            group.cancel_scope.cancel()
+
+
+class SystemClock(Clock):
     """The machine's clock."""
 
     def now(self) -> float:
@@ -36,3 +48,8 @@ class SystemClock:
     async def sleep(self, seconds: float) -> None:
         """Wait for some seconds on the running event loop."""
         await anyio.sleep(seconds)
+
+    async def wait(self, event: anyio.Event, seconds: float) -> None:
+        """Wait until an event is set or some seconds have passed; needs no task."""
+        with anyio.move_on_after(seconds):
+            await event.wait()

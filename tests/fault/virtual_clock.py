@@ -7,8 +7,10 @@ import itertools
 import anyio
 import anyio.lowlevel
 
+from zg_async.clock import Clock
 
-class VirtualClock:
+
+class VirtualClock(Clock):
     """Time moves only in `run_until`."""
 
     def __init__(self, now: float = 1_800_000_000.0) -> None:

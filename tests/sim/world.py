@@ -22,6 +22,7 @@ from tests.sim.disk import Disk
 from tests.sim.loop import SimLoop, current, door
 from tests.sim.net import Net, Pipe
 from zg_async.broker import Broker, create_broker
+from zg_async.clock import Clock
 from zg_async.devnet import node as node_module
 from zg_async.devnet import provider_workers
 from zg_async.devnet.accounts import dev_account, fine_tuning_provider, fine_tuning_signer, owner
@@ -71,7 +72,7 @@ class CrashError(BaseException):
     """The process is dead: nothing of it may have an effect any more."""
 
 
-class SimClock:
+class SimClock(Clock):
     """A machine's time."""
 
     def __init__(self, loop: SimLoop) -> None:

@@ -56,7 +56,6 @@ from zg_async.jobs.training import charge, was_refused
 from zg_async.jobs.window import window_of
 from zg_async.jobs.work import Stage, Work, chain_now
 from zg_async.logs import get_logger
-from zg_async.managers.watch import wait_any
 from zg_async.tracing import span
 
 if TYPE_CHECKING:
@@ -159,7 +158,7 @@ class Driver:
             if limit is None:
                 await self._news.wait()
             elif (left := (limit.at - now(self.clock)).total_seconds()) > 0:
-                await wait_any(self.clock, self._news, left)
+                await self.clock.wait(self._news, left)
             else:
                 await self.cancel(limit=limit.name, reason=f"{limit.reason} ({limit.name})")
 

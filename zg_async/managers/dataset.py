@@ -23,6 +23,8 @@ from zg_async.wire.rows import MAX_TEE_SIZE, DatasetChecker, DatasetReport, RowI
 EXTENSIONS: Final = (".jsonl", ".json")
 """Endings of file names that providers take."""
 _SHOWN: Final = 3
+_PIECES: Final = 2
+"""Read in one visit to a thread."""
 _log = get_logger("zg_async.dataset")
 
 
@@ -43,20 +45,40 @@ async def check_dataset(
     Raises:
         ConfigError: It is missing, unreadable, no regular file, or changes while it is read.
     """
-    source = await anyio.to_thread.run_sync(SourceFile, Path(path))
+    check = _Check(Path(path), DatasetChecker(max_size=max_size, minimum_rows=minimum_rows, tee=tee))
     try:
-        checker = DatasetChecker(max_size=max_size, minimum_rows=minimum_rows, tee=tee)
-
-        def check_piece() -> bool:
-            piece = source.read()
-            checker.feed(piece)
-            return bool(piece)
-
-        while await anyio.to_thread.run_sync(check_piece):
+        while (report := await anyio.to_thread.run_sync(check.step)) is None:
             pass
-        return await anyio.to_thread.run_sync(checker.finish)
     finally:
-        source.close()
+        check.close()
+    return report
+
+
+class _Check:
+    """A dataset under examination; a small one takes a single visit to a thread."""
+
+    def __init__(self, path: Path, checker: DatasetChecker) -> None:
+        self._path = path
+        self._checker = checker
+        self._source: SourceFile | None = None
+
+    def step(self) -> DatasetReport | None:
+        """Check the next pieces; return the report behind the last one. Blocks."""
+        if self._source is None:
+            self._source = SourceFile(self._path)
+        for _ in range(_PIECES):
+            piece = self._source.read()
+            if not piece:
+                return self._checker.finish()
+            self._checker.feed(piece)
+        return None
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._source is not None:
+            self._source.close()
+
+
 
 
 async def upload_dataset(

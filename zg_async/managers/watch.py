@@ -91,17 +91,9 @@ class PollPolicy:
     """How long a task may be in each state before that is told; a state that isn't named may last."""
 
 
-async def wait_any(clock: Clock, event: anyio.Event, seconds: float) -> None:
-    """Wait until an event is set or some seconds have passed."""
-    async with anyio.create_task_group() as group:
-
-        async def timer() -> None:
-            await clock.sleep(seconds)
-            group.cancel_scope.cancel()
-
-        group.start_soon(timer)
-        await event.wait()
-        group.cancel_scope.cancel()
+def _topic(address: Address) -> bytes:
+    """Return what stands for an address in an event's indexed place."""
+    return bytes.fromhex(address[2:]).rjust(32, b"\0")
 
 
 class WatchHub:
@@ -362,7 +354,7 @@ class _Poller:
             pause = policy.first if changed else min(pause * policy.growth, policy.longest)
             planned = pause * random.uniform(0.8, 1.2)
             due = clock.monotonic() + planned
-            await wait_any(clock, self._wake, planned)
+            await clock.wait(self._wake, planned)
             if not self._wake.is_set():
                 self._hub.http.metrics.observe("poll.lag", max(clock.monotonic() - due, 0.0))
 
@@ -553,7 +545,7 @@ class TaskWatch:
         else:
             left = (due - self._hub.chain_now()).total_seconds()
             if left > 0:
-                await wait_any(self._hub.clock, self._wake, left)
+                await self._hub.clock.wait(self._wake, left)
         if stuck is not None and self._hub.chain_now() >= stuck and not self._facts:
             log = await self._hub.logs.read(self.key)
             self._changes.extend(story.see_stuck(self._hub.chain_now(), log))
@@ -600,7 +592,7 @@ class TaskWatch:
     async def _events(self, first: int, last: int) -> list[ChainFact]:
         """Read this task's events of some blocks from the chain."""
         hub = self._hub
-        topics = [[TOPIC[name] for name in _TOPICS]]
+        topics = [[TOPIC[name] for name in _TOPICS], [_topic(self.wallet)], [_topic(self.provider)]]
         logs = await hub.chain.get_logs([hub.services.fine_tuning.address], topics, first, last)
         events = [decode_log(log) for log in logs]
         return [e for e in events if isinstance(e, _FACTS) and (e.user, e.provider, e.id) == self.key]

@@ -178,15 +178,7 @@ class BlockWatcher:
         if delay <= 0:
             await anyio.lowlevel.checkpoint()
             return
-        async with anyio.create_task_group() as group:
-
-            async def timer() -> None:
-                await self._clock.sleep(delay)
-                group.cancel_scope.cancel()
-
-            group.start_soon(timer)
-            await self._nudged.wait()
-            group.cancel_scope.cancel()
+        await self._clock.wait(self._nudged, delay)
 
     def _delay(self) -> float:
         step, self._step = self._step, min(self._step + 1, 12)
