@@ -249,7 +249,9 @@ class Deliverables:
         Returns:
             Each check with its outcome; nothing is raised for a failed one.
         """
-        service = await self._service(provider, fresh=True)
+        return await self._check_quote(await self._service(provider, fresh=True))
+
+    async def _check_quote(self, service: FineTuningService) -> QuoteReport:
         reply = await self._client(service).get_quote()
         return check_quote(
             reply.body,
@@ -289,7 +291,7 @@ class Deliverables:
         ):
             return service
         try:
-            report = await self.check_provider_quote(service.provider)
+            report = await self._check_quote(service)
         except ProviderUnavailableError as error:
             if not may_be_away:
                 raise
@@ -337,10 +339,10 @@ class Deliverables:
             DeliverableNotFoundError: Nothing was delivered.
         """
         deliverable = await self.get_deliverable(provider, task_id)
+        return await self._download_from_tee(provider, deliverable, await _file_of(deliverable, output_path))
+
+    async def _download_from_tee(self, provider: str, deliverable: Deliverable, path: Path) -> DownloadedModel:
         client = await self._client_of(provider)
-        path = Path(output_path)
-        if await anyio.Path(path).is_dir():
-            path = path / f"lora_model_{deliverable.id}.zip"
         signer = self._ctx.require_signer()
 
         async def body() -> Mapping[str, object]:
@@ -400,15 +402,12 @@ class Deliverables:
         """
         check_method(download_method)
         deliverable = await self.get_deliverable(provider, task_id)
-        path = Path(output_path)
-        if await anyio.Path(path).is_dir():
-            path = path / f"lora_model_{deliverable.id}.zip"
         return await fetch_model(
             download_method,
             deliverable,
-            path,
+            await _file_of(deliverable, output_path),
             storage=self._ctx.storage,
-            from_tee=lambda target: self.download_lora_from_tee(provider, task_id, target),
+            from_tee=lambda target: self._download_from_tee(provider, deliverable, target),
             clock=self._ctx.clock,
         )
 
@@ -623,6 +622,11 @@ class Deliverables:
             return await self._ctx.chain.call(self._contract.get_account(self._ctx.wallet, provider))
         except AccountNotFoundError:
             return None
+
+
+async def _file_of(deliverable: Deliverable, output_path: str | os.PathLike[str]) -> Path:
+    path = Path(output_path)
+    return path / f"lora_model_{deliverable.id}.zip" if await anyio.Path(path).is_dir() else path
 
 
 def lost_key(deliverable: Deliverable, provider: Address) -> LostKeyError:

@@ -40,6 +40,7 @@ _MERGED: Final = 20
 """The most requests of one asker that go with others'."""
 _UNANSWERED: Final = -32005  # worth another try, as what a busy node says
 _LISTS: Final = frozenset({"eth_getLogs", "eth_getBlockByNumber", "eth_getBlockByHash", "eth_getBlockReceipts"})
+_BLOCKS: Final = frozenset({"eth_getBlockByNumber", "eth_getBlockByHash"})
 _READS: Final = ("eth_get", "eth_call", "eth_estimateGas", "eth_blockNumber", "eth_chainId", "eth_gasPrice")
 _MORE_READS: Final = ("eth_maxPriorityFeePerGas", "eth_feeHistory", "eth_syncing", "net_", "web3_", "txpool_")
 
@@ -201,7 +202,7 @@ class Rpc:
 
     async def _attempt(self, asks: Sequence[Ask]) -> Sequence[dict[str, Any]]:
         """Ask once, in one exchange with others while many are under way."""
-        if self._batches and len(asks) <= _MERGED and not any(ask.method in _LISTS for ask in asks):
+        if self._batches and len(asks) <= _MERGED and not any(map(_may_be_large, asks)):
             answers = await self._merger.ask(asks)
             if isinstance(answers, ChainUnavailableError):  # everybody's own, to be tried again by each
                 raise ChainUnavailableError(answers.message, hint=answers.hint, retry_after=answers.retry_after)
@@ -361,10 +362,9 @@ async def _read(response: aiohttp.ClientResponse, limit: int) -> bytes:
 def _parse_reply(host: str, status: int, headers: dict[str, str], data: bytes, limit: int) -> Any:
     wait = retry_after({name.lower(): value for name, value in headers.items()})
     try:
-        value = decode_json(data, limit=limit)
-        reason = printable(data.decode(errors="replace"), limit=120)
+        value, problem = decode_json(data, limit=limit), ""
     except BadJsonError as error:
-        value, reason = None, f"{error}: {printable(data.decode(errors='replace'), limit=120)!r}"
+        value, problem = None, f"{error}: "
     if status == 429:
         raise ChainUnavailableError(f"{host} limits the rate (status 429)", retry_after=wait)
     is_batch = isinstance(value, list)
@@ -372,12 +372,18 @@ def _parse_reply(host: str, status: int, headers: dict[str, str], data: bytes, l
     is_answer = is_batch or bool(members & {"result", "error"})
     if is_answer and (status < 500 or is_batch or members & {"id", "jsonrpc"}):
         return value  # also with status 4xx and 5xx: the body says more, if it is the node's and not a gateway's
+    said = printable(data.decode(errors="replace"), limit=120)
+    reason = f"{problem}{said!r}" if problem else said
     if status >= 500 or status == 408:
         raise ChainUnavailableError(f"{host} answered status {status}: {reason}", retry_after=wait)
     if status >= 300:
         hint = "Check the RPC URL and its key" if status in (401, 403, 404) else None
         raise RpcError(f"{host} answered status {status}: {reason}", hint=hint)
     raise RpcError(f"{host} answered no JSON-RPC: {reason}", hint="Is this the URL of an RPC endpoint?")
+
+
+def _may_be_large(ask: Ask) -> bool:
+    return ask.method in _LISTS and (ask.method not in _BLOCKS or ask.params[1:] != [False])
 
 
 def _by_id(answers: Iterable[Any], ids: Sequence[int]) -> list[dict[str, Any]]:
