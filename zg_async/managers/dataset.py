@@ -79,8 +79,6 @@ class _Check:
             self._source.close()
 
 
-
-
 async def upload_dataset(
     client: ProviderClient,
     user: Address,
