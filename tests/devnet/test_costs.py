@@ -1,9 +1,12 @@
 """What is reported as paid is what is gone, to the neuron."""
 
+import dataclasses
+
 import pytest
 
 from tests.devnet.conftest import MODEL, PARAMS
-from zg_async import Cost, JobFailedError, JobRunner, JobSpec, TaskProgress
+from zg_async import Batch, Cost, JobFailedError, JobRunner, JobSpec, TaskProgress, read_audit
+from zg_async.jobs.state import JobStatus
 
 pytestmark = pytest.mark.slow
 
@@ -84,3 +87,49 @@ async def test_a_job_that_failed_tells_what_it_paid_and_a_fresh_wallet_nothing(
         paid = await job.cost_report()
         assert paid.gas == sum(p.gas for p in (await job.state()).paid) > 0
     assert paid == Cost(gas=paid.gas)
+
+
+def short_of_gas(chain, name, times):
+    """Have a wallet's transactions of this name mined as failures, so many times."""
+    lane, left = next(iter(chain._lanes.values())), [times]
+    honest = lane._quote
+
+    async def quote(call, least):
+        price = await honest(call, least)
+        if call.name != name or not left[0]:
+            return price
+        left[0] -= 1
+        return dataclasses.replace(price, gas=60_000)
+
+    lane._quote = quote
+
+
+@pytest.mark.parametrize("times", [1, 3], ids=["once", "for good"])
+async def test_gas_of_reverted_transactions_is_counted_in_job_batch_day_and_audit_log(
+    broker, provider, dataset, tmp_path, monkeypatch, times
+):
+    monkeypatch.setattr("zg_async.jobs.driver.FIRST_WAIT", 0.01)
+    await broker.ledger.add_ledger("6")
+    start, chain = (await broker.chain.block()).number, broker.chain
+    short_of_gas(chain, "LedgerManager.transferFund", times)
+    batch = Batch(
+        name="b", models=[MODEL], datasets=[dataset], params=[PARAMS], output_dir=tmp_path / "out",
+        job={"provider": provider}, max_spend="3",
+    )  # fmt: skip
+    async with JobRunner(broker) as runner:
+        (row,) = (await runner.run_batch(batch)).rows
+        job = await runner.attach(row.job_id)
+        state, paid = await job.state(), await job.cost_report()
+    trail = read_audit(broker.audit_path)
+    sent = [t for t in trail.transactions if t.key.startswith(f"{row.job_id}/")]
+    failed = [t for t in sent if t.status == 0]
+    assert len(failed) == times
+    assert all(t.gas_cost > 0 for t in failed)
+    assert state.status is (JobStatus.SUCCEEDED if times == 1 else JobStatus.FAILED)
+    assert {(p.tx_hash, p.gas) for p in state.paid} == {(t.tx_hash, t.gas_cost) for t in sent}
+    gas = sum(t.gas_cost for t in sent)
+    assert (paid.gas, paid.total, row.cost) == (gas, gas + paid.fee, gas + paid.fee)
+    assert chain.budget.gone(row.job_id) == row.cost
+    assert chain.budget.today().gone == paid.fee + sum(t.gas_cost for t in trail.transactions)
+    last = (await chain.block()).number
+    assert await wealth(broker, start) - await wealth(broker, last) == row.cost

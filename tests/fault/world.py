@@ -419,6 +419,10 @@ class FakeChain:
         row = self.world.outbox.get(key)
         return None if row is None else await self._finish(row)
 
+    async def mined_of(self, job: str, *, wallet: str) -> tuple[SimpleNamespace, ...]:
+        rows = [row for row in self.world.outbox.values() if row.mined and row.key.startswith(f"{job}/")]
+        return tuple(SimpleNamespace(key=row.key, tx_hash=row.receipt.tx_hash, gas_cost=GAS) for row in rows)
+
 
 class Ledger:
     def __init__(self, process: Process, chain: FakeChain) -> None:

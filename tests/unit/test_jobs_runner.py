@@ -10,7 +10,7 @@ from pathlib import Path
 import anyio
 import pytest
 
-from tests.fault.world import FEE, PROVIDERS, SIGNER, TRANSACTIONS, WALLET, Process, World, crash_at
+from tests.fault.world import FEE, GAS, PROVIDERS, SIGNER, TRANSACTIONS, WALLET, Process, World, crash_at
 from zg_async.errors import (
     ClosedError,
     ConfigError,
@@ -28,6 +28,7 @@ from zg_async.errors import (
 )
 from zg_async.jobs import delivering, preparing
 from zg_async.jobs import events as e
+from zg_async.jobs.batch import state_cost
 from zg_async.jobs.runner import JobRunner
 from zg_async.jobs.sqlite import SqliteStore
 from zg_async.jobs.state import JobStatus
@@ -696,16 +697,21 @@ async def test_a_transaction_mined_as_a_failure_is_sent_anew_under_another_key(w
         retries = [event for event in await collect(handle) if isinstance(event, e.StageRetrying)]
     assert [(event.stage, event.fresh) for event in retries] == [("fund", True)]
     assert Counter(world.transactions)["transfer_fund"] == 3
-    assert len(result.transactions) == len(world.transactions) - 1
+    assert len(result.transactions) == len(world.transactions)  # the failed one cost gas too
+    assert retries[0].transactions[-1].tx_hash in result.transactions
 
 
 async def test_a_transaction_that_always_fails_is_given_up(world, runner):
     world.reverts = ["acknowledge_deliverable"] * 9
     async with runner() as run:
+        handle = await run.submit(world.spec())
         with pytest.raises(JobFailedError) as caught:
-            await run.run_job(world.spec())
+            await handle.result()
+        state = await handle.state()
     assert caught.value.stage == "acknowledge_deliverable"
     assert Counter(world.transactions)["acknowledge_deliverable"] == 3
+    assert len(state.paid) == len(world.transactions)
+    assert state_cost(state) == GAS * len(world.transactions)
 
 
 async def test_a_failed_job_goes_on_where_it_failed(world, runner):

@@ -149,7 +149,7 @@ async def acknowledge_deliverable(work: Work) -> AsyncGenerator[Event, None]:
         check_signer=may_stop,
         key=keys[-1],
     )
-    yield DeliverableAcknowledged(transactions=await work.sent(*keys))
+    yield DeliverableAcknowledged(transactions=await work.paid(*keys))
 
 
 def _as_downloaded(model: ModelDownloaded) -> DownloadedModel:
@@ -293,7 +293,7 @@ async def return_rest(work: Work) -> AsyncGenerator[Event, None]:
         if error.retryable or isinstance(error, JournalError):
             raise
         yield JobWarned(code="rest_stays", message=error.message, hint=error.hint)  # too many refunds at a time, say
-    yield RestAskedBack(transactions=await work.sent(*(f"{key}/1" for key in keys)))
+    yield RestAskedBack(transactions=await work.paid(*keys))
 
 
 async def clean_up(work: Work) -> None:

@@ -2,8 +2,8 @@
 
 import dataclasses
 import datetime as dt
-from contextlib import AbstractAsyncContextManager, aclosing, nullcontext
-from typing import TYPE_CHECKING, Final
+from contextlib import AbstractAsyncContextManager, aclosing, nullcontext, suppress
+from typing import TYPE_CHECKING, Final, TypeGuard, TypeVar
 
 import anyio
 
@@ -12,6 +12,7 @@ from zg_async.correlation import bind, correlated
 from zg_async.errors import (
     AccountNotFoundError,
     AttestationError,
+    ChainError,
     ClosedError,
     ConfigError,
     ContractRevertedError,
@@ -36,6 +37,7 @@ from zg_async.jobs.delivering import clean_up
 from zg_async.jobs.events import (
     CancelRequested,
     Event,
+    JobCancelled,
     JobFailed,
     JobQueued,
     JobSucceeded,
@@ -63,6 +65,7 @@ if TYPE_CHECKING:
 
 _log = get_logger("zg_async.jobs")
 
+_Unfinished = TypeVar("_Unfinished", bound=StageRetrying | ProviderExcluded | JobFailed | JobCancelled)
 FIRST_WAIT: Final = 2.0
 LONGEST_WAIT: Final = 300.0
 _BEFORE_TASK: Final = frozenset({"fund", "acknowledge_provider", "upload_dataset", "create_task"})
@@ -127,10 +130,19 @@ class Driver:
         """Make an event durable, then believe it."""
         if self.presence is not None and isinstance(event, TaskRequested | TaskCreated):
             await self.presence.claim(_name_of(event))
+        if isinstance(event, ProviderExcluded | JobFailed | JobCancelled) or _reverted(event):
+            event = await self._with_payments(event)
         (recorded,) = await self.store.append(self.job_id, dataclasses.replace(event, at=now(self.clock)))
         self.work.state = apply(self.work.state, recorded)
         self._news.set()
         return recorded
+
+    async def _with_payments(self, event: _Unfinished) -> _Unfinished:
+        """Put on record what a stage has paid that never came to its fact."""
+        with suppress(ChainError):  # the node is away: the outbox knows it
+            paid = [one for one in await self.work.paid() if one not in self.state.paid]
+            return dataclasses.replace(event, transactions=tuple(paid))
+        return event
 
     def stop(self) -> None:
         """Stop driving, wherever it is. The job stays as it stands in the journal."""
@@ -312,6 +324,10 @@ class Driver:
 
     def _leave_turn(self) -> None:
         self.work.scheduler.release(self.job_id)
+
+
+def _reverted(event: Event) -> TypeGuard[StageRetrying]:
+    return isinstance(event, StageRetrying) and event.fresh
 
 
 def _name_of(event: TaskRequested | TaskCreated) -> str:

@@ -94,6 +94,8 @@ class ProviderExcluded(_Fact):
     provider: Address
     stage: str
     reason: str
+    transactions: tuple[Paid, ...] = ()
+    """What was mined of the job and isn't on record yet, reverted or not."""
     kind: Literal["provider_excluded"] = "provider_excluded"
 
 
@@ -312,6 +314,8 @@ class StageRetrying(_Fact):
     retry_at: dt.datetime
     fresh: bool = False
     """The stage's transaction was mined and failed: the next attempt is a new one."""
+    transactions: tuple[Paid, ...] = ()
+    """What was mined of the job and isn't on record yet, reverted or not."""
     kind: Literal["stage_retrying"] = "stage_retrying"
 
 
@@ -387,6 +391,8 @@ class JobFailed(_Fact):
     code: str
     message: str
     hint: str | None = None
+    transactions: tuple[Paid, ...] = ()
+    """What was mined of the job and isn't on record yet, reverted or not."""
     kind: Literal["job_failed"] = "job_failed"
 
 
@@ -395,6 +401,8 @@ class JobCancelled(_Fact):
     """Stopped as the user or a limit of the specification asked."""
 
     reason: str = ""
+    transactions: tuple[Paid, ...] = ()
+    """What was mined of the job and isn't on record yet, reverted or not."""
     kind: Literal["job_cancelled"] = "job_cancelled"
 
 

@@ -1,7 +1,6 @@
 """The stages before there is a task: choose the provider, fund it, acknowledge it, give it the dataset."""
 
 import dataclasses
-import itertools
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from typing import Final
@@ -24,7 +23,6 @@ from zg_async.jobs.events import (
     DatasetUploaded,
     Event,
     JobQueued,
-    Paid,
     ProviderAcknowledged,
     ProviderChosen,
     ProviderFunded,
@@ -200,13 +198,7 @@ async def fund(work: Work) -> AsyncGenerator[Event, None]:
 async def _fund(work: Work, provider: Address, service_type: str, amount: int) -> ProviderFunded:
     keys = work.keys(_funding(service_type))
     await work.broker.ledger.ensure_funded(provider, service_type, amount, key=keys[-1])
-    paid: tuple[Paid, ...] = ()
-    for key in keys:  # one transaction per step, numbered by the manager
-        for step in itertools.count(1):
-            found = await work.sent(f"{key}/{step}")
-            if not found:
-                break
-            paid += found
+    paid = await work.paid(*keys)  # one transaction per step, numbered by the manager
     return ProviderFunded(provider=provider, service_type=service_type, amount=amount, transactions=paid)
 
 
@@ -252,7 +244,7 @@ async def acknowledge_provider(work: Work) -> AsyncGenerator[Event, None]:
     """Check the provider's quote, and acknowledge its TEE signer if no transfer did."""
     keys = work.keys("acknowledge_provider")
     await work.broker.fine_tuning.acknowledge_provider_signer(work.provider, key=keys[-1])
-    yield ProviderAcknowledged(transactions=await work.sent(*keys))
+    yield ProviderAcknowledged(transactions=await work.paid(*keys))
 
 
 async def upload_dataset(work: Work) -> AsyncGenerator[Event, None]:

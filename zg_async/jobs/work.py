@@ -104,6 +104,12 @@ class Work:
                 found.append(Paid(tx_hash=receipt.tx_hash, gas=receipt.gas_cost))
         return tuple(found)
 
+    async def paid(self, *keys: str) -> tuple[Paid, ...]:
+        """List what is mined of the job under some keys and the steps of them, or under any: also what was reverted."""
+        rows = await self.broker.chain.mined_of(self.state.job_id, wallet=self.wallet)
+        mine = (row for row in rows if not keys or any(f"{row.key}/".startswith(f"{key}/") for key in keys))
+        return tuple(Paid(tx_hash=row.tx_hash, gas=row.gas_cost) for row in mine)
+
 
 async def chain_now(work: Work) -> dt.datetime:
     """Return the time by which deadlines count: this machine's, or the chain's where that is ahead.

@@ -78,6 +78,8 @@ class LaneBook:
         """Key to time and amount in neuron."""
         self._rows: dict[tuple[str, int], Row] = {}
         self._latest: dict[str, Row] = {}
+        self._keys_of: dict[str | None, dict[str, None]] = {}
+        """Job to its keys."""
         self._hashes: dict[str, tuple[str, int]] = {}
         self._unsettled: dict[tuple[str, int], None] = {}
         self._final: collections.deque[tuple[str, int]] = collections.deque()
@@ -126,7 +128,7 @@ class LaneBook:
 
     def rows_of(self, group: str) -> tuple[Row, ...]:
         """Return the newest attempt of each key of a job, by nonce."""
-        rows = (row for key, row in self._latest.items() if group_of(key) == group)
+        rows = (self._latest[key] for key in self._keys_of.get(group, ()))
         return tuple(sorted(rows, key=lambda row: row.account_nonce))
 
     def spent(self, since: float = 0.0) -> tuple[int, int]:
@@ -253,6 +255,7 @@ class LaneBook:
         if row.payee is not None and row.status in (RowStatus.SIGNED, RowStatus.MINED):
             self.payees.add(row.payee)
         self._rows[place] = self._latest[row.key] = row
+        self._keys_of.setdefault(group_of(row.key), {})[row.key] = None
         self._hashes.update((tx_hash, place) for tx_hash in row.hashes)
         self.next_nonce = max(self.next_nonce, row.account_nonce + 1)
         if row.final or row.status is RowStatus.REPLACED:

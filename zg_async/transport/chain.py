@@ -556,6 +556,11 @@ class Chain:
         lane = await self._lane(wallet)
         return (await self._outbox.refresh(lane.id)).mined_rows()
 
+    async def mined_of(self, job: str, *, wallet: str) -> tuple[Row, ...]:
+        """Return what a job has sent from a wallet and is in a block, reverted or not, by nonce."""
+        lane = await self._lane(wallet)
+        return tuple(r for r in (await self._outbox.refresh(lane.id)).rows_of(job) if r.inclusion is not None)
+
     async def hand_over(self, job: str, *, wallet: str) -> Handover:
         """Wait until all that a job has signed is mined, and say what it was; see `JobRunner.export_job`."""
         return await hand_over(await self._lane(wallet), job)
