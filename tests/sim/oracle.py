@@ -52,7 +52,7 @@ class Record:
         self.problems: list[str] = []
         self.ends: Counter[str] = Counter()
         self.keys: dict[str, str] = {}
-        """The outbox key of each transaction that was mined."""
+        """The outbox key of each transaction that was mined, as a failure too."""
         self.gas = Counter[str]()
         """What was paid for gas, by the first part of the outbox key: the job."""
 
@@ -199,8 +199,7 @@ async def _check_outbox(world: "World") -> None:
         record.require(row is not None, f"{call_of(one.tx)[0]} of {sender} was mined and isn't in the outbox")
         if row is not None:
             record.gas[row.key.split("/")[0]] += one.gas_used * one.gas_price
-            if one.status:
-                record.keys[hex0x(one.tx.hash)] = row.key
+            record.keys[hex0x(one.tx.hash)] = row.key
             keys[row.key] += one.status
         name, arguments = call_of(one.tx)
         if one.status:
