@@ -48,6 +48,8 @@ class Record:
         self.folded = 0
         self.sent: dict[bytes, float] = {}
         self.intents: dict[tuple[str, int], set[tuple[Any, ...]]] = {}
+        self.undelivered: set[str] = set()
+        """Tasks whose delivery was in a block that a reorganisation has removed since."""
         self.marks: Counter[str] = Counter()
         self.problems: list[str] = []
         self.ends: Counter[str] = Counter()
@@ -115,7 +117,8 @@ def _judge_acknowledgement(world: "World", wallet: str, provider: str, task_id: 
     found = account.delivered.get(task_id) if account else None
     record, now = world.record, world.loop.now
     if found is None:
-        record.require(False, f"task {task_id} was acknowledged before it was delivered")
+        known = task_id in record.undelivered
+        record.require(known, f"task {task_id} was acknowledged before it was delivered")
         return
     if any(_matches(path, found.root) for path in _copies(world.folder)):
         return
@@ -344,9 +347,13 @@ def _forfeited(world: "World", task_id: str) -> bool:
 
 
 def _lost(world: "World", task_id: str) -> bool:
-    """Whether the provider forgot that it has a model to download."""
+    """Whether the provider forgot that it has a model, or takes it for settled, which a reorganisation undid."""
     tasks = [task for node in world.providers for task in node.store if task.id == task_id]
-    return not tasks or tasks[0].progress is TaskProgress.FAILED
+    if not tasks or tasks[0].progress is TaskProgress.FAILED:
+        return True
+    accounts = world.evm.state.fine_tuning.accounts.values()
+    settled = any(account.delivered[task_id].settled for account in accounts if task_id in account.delivered)
+    return tasks[0].progress is TaskProgress.FINISHED and not settled
 
 
 def good_spans(world: "World", provider: str, start: float, end: float) -> list[tuple[float, float]]:

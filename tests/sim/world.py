@@ -367,6 +367,8 @@ class World:
         await anyio.sleep(spell.end)
         if self.chaos.healed:
             return
+        accounts = self.evm.state.fine_tuning.accounts.values()
+        self.record.undelivered.update(task_id for account in accounts for task_id in account.delivered)
         change = await self.node.core.change(lambda: self.chain.replace(int(spell.amount), self._loses(spell)))
         users = self._users()
         gone = [tx.hash for block in change.removed for tx in (one.tx for one in block.mined) if tx.sender in users]
