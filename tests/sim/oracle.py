@@ -381,13 +381,19 @@ def good_spans(world: "World", provider: str, start: float, end: float) -> list[
 
 def is_over(world: "World") -> bool:
     """Whether nothing more can come of any job, however long one waits."""
-    states, _ = _jobs(world)
-    hopeless = {
-        (s.wallet, s.provider) for s in states.values() if s.deliverable_acknowledged and _waits_in_vain(world, s)
-    }
-    good = JobStatus.SUCCEEDED
-    over = [s.status is good or (s.wallet, s.provider) in hopeless for s in states.values() if s.spec is not None]
-    return bool(hopeless) and len(over) >= world.plan.jobs and all(over)
+    states, hopeless = _jobs(world)
+    known = [state for state in states.values() if state.spec is not None]
+    if not hopeless or len(known) < world.plan.jobs:
+        return False
+    has_tried = world.loop.now > world.plan.heal_at + 7200.0  # a user resumes what failed, for some time
+    return all(_is_vain(world, s, hopeless) or (has_tried and s.status.is_terminal) for s in known)
+
+
+def _is_vain(world: "World", state: Any, hopeless: set[tuple[Any, Any]]) -> bool:
+    """Whether a job has succeeded, or can be driven nowhere."""
+    where = state.provider or (state.spec.provider if state.spec is not None else None)
+    wanted = [node.address for node in world.providers] if where is None else [where]
+    return state.status is JobStatus.SUCCEEDED or all((state.wallet, one) in hopeless for one in wanted)
 
 
 def _jobs(world: "World") -> tuple[dict[str, Any], set[tuple[Any, Any]]]:
@@ -405,9 +411,7 @@ def _check_jobs(world: "World") -> None:
     own = [state for state in states.values() if state.spec is not None and not state.adopted]
     record.require(len(own) == world.plan.jobs, f"{len(own)} jobs are on record instead of {world.plan.jobs}")
     for state in states.values():
-        where = state.provider or (state.spec.provider if state.spec is not None else None)
-        wanted = [node.address for node in world.providers] if where is None else [where]
-        has_ended = state.status.is_terminal or all((state.wallet, one) in hopeless for one in wanted)
+        has_ended = state.status.is_terminal or _is_vain(world, state, hopeless)
         record.require(has_ended, f"job {state.job_id} has not ended: {_where(world, state)}")
         failure = state.failure
         end = state.status.value if failure is None else f"{failure.stage}: {failure.code}"

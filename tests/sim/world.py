@@ -654,7 +654,7 @@ class Process:
 
     async def _job(self, runner: JobRunner, spec: JobSpec) -> None:
         """What a user does with a job: submit, wait, and try a failed one again a few times."""
-        name, waits = str(spec.key), [120.0, 600.0, 1800.0, 3600.0]
+        name, waits = str(spec.key), [120.0, 600.0, 1800.0]
         is_failed, handle = False, None
         while True:
             try:

@@ -71,8 +71,8 @@ class Guardian:
         self._store = store
         self._drivers = drivers
         self._start = start
-        self._owners: dict[TaskId, JobId] = {}
-        """Which job accounts for a task; never changes."""
+        self._owners: dict[TaskId, JobState] = {}
+        """Which job accounts for a task, which never changes, as it was at the last look."""
         self._skew = 0.0
         self._elsewhere: AbstractSet[str] = frozenset()
         """Tasks that other runners of this user drive."""
@@ -140,15 +140,16 @@ class Guardian:
 
     async def _owner(self, wallet: Address, task: OpenTask) -> JobState | None:
         """Return the job that accounts for a task, an empty state if none does, None if that can't be said."""
-        if (job_id := self._owners.get(task.task_id)) is not None:
-            return fold(await self._store.read(job_id))
+        if (known := self._owners.get(task.task_id)) is not None:
+            known = self._owners[task.task_id] = fold(await self._store.read(known.job_id, known.seq), known)
+            return known
         ended: JobState | None = None
         for job_id in await self._store.list_jobs():
             state = fold(await self._store.read(job_id))
             if _is_of(state, task) and state.adopted and state.status is JobStatus.CANCELLED:
                 ended = state  # it gave way to the job whose task it is
             elif _is_of(state, task):
-                self._owners[task.task_id] = job_id
+                self._owners[task.task_id] = state
                 return state
             if _may_have_forgotten(state, wallet):
                 return None
@@ -175,8 +176,8 @@ class Guardian:
             return
         job_id = adopted_id(self._broker.chain.genesis_hash, wallet, task.task_id)
         if events := await self._store.read(job_id):
-            self._owners[task.task_id] = job_id
-            self._start(fold(events))
+            state = self._owners[task.task_id] = fold(events)
+            self._start(state)
             return
         spec = self._spec(wallet, task, service)
         if (asked := await self._asked_by(task)) is not None:
@@ -196,8 +197,8 @@ class Guardian:
         if events:
             with correlated(job_id=job_id, task_id=task.task_id, provider=service.provider):
                 _log.warning("task %s at %s is nobody's; guarding it as %s", task.task_id, service.provider, job_id)
-            self._owners[task.task_id] = job_id
-            self._start(fold(events))
+            state = self._owners[task.task_id] = fold(events)
+            self._start(state)
 
     async def _asked_by(self, task: OpenTask) -> JobSpec | None:
         """Return what the job was to do that once asked for a task, and has taken it for failed since."""

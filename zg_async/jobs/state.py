@@ -194,11 +194,15 @@ def fold(events: Iterable[Event], state: JobState | None = None) -> JobState:
 
 def apply(state: JobState, event: Event) -> JobState:
     """Return the state after an event. Pure and total: any event may follow any other."""
-    state = dataclasses.replace(state, seq=max(state.seq, event.seq), job_id=event.job_id or state.job_id)
-    if isinstance(event, StageRetrying | ProviderExcluded | JobFailed | JobCancelled):
+    waits = isinstance(event, StageRetrying | JobQueued | CancelRequested | AckDeadlineNear | JobWarned | UnknownEvent)
+    state = dataclasses.replace(
+        state,
+        seq=max(state.seq, event.seq),
+        job_id=event.job_id or state.job_id,
+        retry=state.retry if waits else None,
+    )
+    if isinstance(event, StageRetrying | ProviderExcluded | JobFailed | JobCancelled) and event.transactions:
         state = dataclasses.replace(state, paid=_add(state.paid, event.transactions))
-    if not isinstance(event, StageRetrying | JobQueued | CancelRequested | AckDeadlineNear | JobWarned | UnknownEvent):
-        state = dataclasses.replace(state, retry=None)
     return _apply(state, event)
 
 
