@@ -10,6 +10,8 @@ from zg_async.background import Background, Child
 from zg_async.jobs import delivering, driver, state, window
 from zg_async.jobs.driver import Driver
 from zg_async.jobs.events import TaskRequested
+from zg_async.jobs.guardian import Guardian
+from zg_async.jobs.runner import JobRunner
 from zg_async.jobs.scheduler import Scheduler
 from zg_async.jobs.sqlite import SqliteStore
 from zg_async.managers import delivery
@@ -126,7 +128,7 @@ def _unwatched(self: Driver) -> contextlib.AbstractAsyncContextManager[None]:
     return contextlib.nullcontext()
 
 
-async def _unmoved(self: Chain, wallet: str, to: str) -> bool:
+async def _unmoved(self: Chain, *asked: object, **more: object) -> bool:
     return False
 
 
@@ -140,10 +142,20 @@ def _no_fence() -> contextlib.AbstractContextManager[Any]:
         self._check()
         write(self, batch)
 
+    def renew(self: Any) -> None:
+        with contextlib.suppress(OSError):
+            self._write_lease()
+            if self._broken is not None:
+                self._mend()
+
     stack = contextlib.ExitStack()
     stack.enter_context(mock.patch.object(SqliteStore, "_write", unfenced))
-    stack.enter_context(mock.patch.object(SqliteStore, "_renew", lambda self: self._write_lease()))
+    stack.enter_context(mock.patch.object(SqliteStore, "_renew", renew))
     return stack
+
+
+async def _nothing(*asked: object) -> None:
+    return None
 
 
 BUGS: Final[dict[str, Patch]] = {
@@ -162,5 +174,7 @@ BUGS: Final[dict[str, Patch]] = {
     "believes a block for ever": _blind_to_reorganisations,
     "pays beyond its limits": _patch(Budget, "_check", lambda self, key, money, wallet: None),
     "writes on when superseded": _no_fence,
+    "stands still for good": _patch(JobRunner, "_go_on_later", _nothing),
+    "adopts without a policy": _patch(Guardian, "_asked_by", _nothing),
     "believes a gateway": _patch(rpc, "_UNANSWERED", -32600),
 }

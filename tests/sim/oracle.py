@@ -50,6 +50,8 @@ class Record:
         self.intents: dict[tuple[str, int], set[tuple[Any, ...]]] = {}
         self.undelivered: set[str] = set()
         """Tasks whose delivery was in a block that a reorganisation has removed since."""
+        self.removed: set[str] = set()
+        """Transactions that were in a block which a reorganisation removed."""
         self.marks: Counter[str] = Counter()
         self.problems: list[str] = []
         self.ends: Counter[str] = Counter()
@@ -475,7 +477,9 @@ def _check_success(world: "World", state: Any) -> None:
     record.require(left == ["adapter"], f"left behind: {left}")
     books = {tx for tx, key in world.record.keys.items() if key.startswith(f"{state.job_id}/")}
     told = {paid.tx_hash for paid in state.paid}
-    same = len(told) == len(books) if world.plan.of("reorg") else told == books  # it may have come back dearer
+    same = told == books
+    if world.plan.of("reorg"):  # it may have come back dearer, and what was paid before have been told
+        same = len(told) >= len(books) and told - books <= record.removed
     record.require(same, f"{state.job_id} accounts for {len(told)} transactions and has {len(books)}")
     fees = [event["event"].fee for event in _events(world, "FeesSettled") if event["id"] == state.task_id]
     record.require(fees == [state.fee], f"{state.job_id} says its fee is {state.fee}, the chain {fees}")

@@ -372,6 +372,7 @@ class World:
         change = await self.node.core.change(lambda: self.chain.replace(int(spell.amount), self._loses(spell)))
         users = self._users()
         gone = [tx.hash for block in change.removed for tx in (one.tx for one in block.mined) if tx.sender in users]
+        self.record.removed.update(map(hex0x, gone))
         if gone:
             self.record.reach("reorg took a receipt")
         if any(self.chain.pool.get(tx_hash) is None for tx_hash in gone):
@@ -482,7 +483,8 @@ class World:
         with self._training(), self.disk.installed():
             async with self._opened():
                 forgets = self.plan.of("restart") or self.plan.of("forget")
-                end = self.plan.heal_at + (DAY / 6 if forgets else DAY)  # what is forgotten stays so
+                awake = max((spell.end for spell in self.plan.of("pause")), default=0.0)
+                end = max(self.plan.heal_at, awake) + (DAY / 6 if forgets else DAY)  # what is forgotten stays so
                 while self.loop.now < end and not self.is_over:
                     process = Process(self, len(self.processes))
                     self.processes.append(process)
