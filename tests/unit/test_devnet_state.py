@@ -7,6 +7,7 @@ from eth.constants import BLANK_ROOT_HASH
 from eth.db.account import AccountDB
 from eth.db.atomic import AtomicDB
 from eth.db.backends.memory import MemoryDB
+from eth.db.journal import get_next_checkpoint
 
 from zg_async.devnet.evm_state import FlatAccounts, Store
 
@@ -122,3 +123,10 @@ def test_nothing_changed_is_the_same_state_and_another_change_another():
     same.set_balance(ADDRESSES[0], 6)
     same.persist()
     assert same.state_root != one.state_root
+
+
+def test_a_checkpoint_is_new_to_every_journal_of_py_evm():
+    """One that was there already lets py-evm refuse a transaction, which then is never mined."""
+    state = FlatAccounts(Store(), BLANK_ROOT_HASH)
+    numbers = [get_next_checkpoint(), state.record(), state.record(), get_next_checkpoint()]
+    assert numbers == sorted(set(numbers))

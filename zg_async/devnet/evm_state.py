@@ -9,13 +9,13 @@ A `FlatAccounts` is py-evm's view of one state with a transaction's changes on t
 before undoes. It lives as long as one piece of work with the chain: no state is made the newest meanwhile.
 """
 
-import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
 from eth.abc import AccountDatabaseAPI, MetaWitnessAPI
 from eth.constants import BLANK_ROOT_HASH, EMPTY_SHA3
+from eth.db.journal import get_next_checkpoint
 from eth.db.witness import MetaWitness
 from eth.typing import JournalDBCheckpoint
 from eth_typing import Address, Hash32
@@ -25,8 +25,6 @@ from zg_async.wire.hashing import keccak256
 _Slot = tuple[bytes, int]
 _ABSENT: Final = object()
 _OVERLAYS: Final = 8
-_NUMBERS: Final = itertools.count(1)
-"""py-evm uses a checkpoint in other journals, too, where each has to be new."""
 
 
 class Account(NamedTuple):
@@ -330,8 +328,8 @@ class FlatAccounts(AccountDatabaseAPI):
     # --- ways back ---
 
     def record(self) -> JournalDBCheckpoint:
-        """Return a place to go back to."""
-        checkpoint = JournalDBCheckpoint(next(_NUMBERS))
+        """Return a place to go back to, new to all of py-evm's journals: it is used in them, too."""
+        checkpoint = get_next_checkpoint()
         self._places[checkpoint] = len(self._undo)
         return checkpoint
 
