@@ -18,7 +18,7 @@ from typing import Any
 _limit = sys.getrecursionlimit()
 
 import rlp  # type: ignore[import-untyped]  # noqa: E402
-from eth.abc import BlockHeaderAPI, ComputationAPI, SignedTransactionAPI, StateAPI  # noqa: E402
+from eth.abc import BlockHeaderAPI, ComputationAPI, MessageAPI, SignedTransactionAPI, StateAPI  # noqa: E402
 from eth.consensus.context import ConsensusContext  # noqa: E402
 from eth.constants import CREATE_CONTRACT_ADDRESS  # noqa: E402
 from eth.db.atomic import AtomicDB  # noqa: E402
@@ -33,8 +33,10 @@ from eth.vm.forks.prague.state import PragueState, PragueTransactionExecutor  # 
 from eth.vm.spoof import SpoofTransaction  # noqa: E402
 from eth_hash.auto import keccak  # noqa: E402
 from eth_keys.exceptions import BadSignature  # noqa: E402
+from eth_typing import BlockNumber, Hash32  # noqa: E402
 from eth_utils.exceptions import ValidationError  # noqa: E402
 
+from zg_async.devnet.evm_calls import Failure, KnownCalls, NotingComputation  # noqa: E402
 from zg_async.devnet.evm_records import (  # noqa: E402
     BadTransactionError,
     CallRequest,
@@ -48,7 +50,7 @@ from zg_async.devnet.evm_records import (  # noqa: E402
     intrinsic_gas_of,
     revert_message,
 )
-from zg_async.devnet.evm_state import FlatAccounts, Store  # noqa: E402
+from zg_async.devnet.evm_state import FlatAccounts, Reads, Store  # noqa: E402
 from zg_async.logs import get_logger  # noqa: E402
 
 # The imports raise the limit to 100,000 (py_ecc), with which a deeply nested JSON text ends the interpreter. A contract
@@ -68,10 +70,61 @@ class _Executor(PragueTransactionExecutor):
     def validate_transaction(self, transaction: SignedTransactionAPI) -> None:
         self.vm_state.validate_transaction(transaction)  # form and signature were checked by decode()
 
+    def build_computation(self, message: MessageAPI, transaction: SignedTransactionAPI) -> ComputationAPI:
+        """Run the contracts; what they read of the state is noted where that was asked for."""
+        state: Any = self.vm_state
+        state.noted_by(state.reads)
+        try:
+            return super().build_computation(message, transaction)
+        finally:
+            state.noted_by(None)
+
 
 class _State(PragueState):
     transaction_executor_class = _Executor
     account_db_class = FlatAccounts
+    computation_class = NotingComputation
+    reads: Reads | None = None
+    """Where to note what a call's contracts read."""
+    _account_db: FlatAccounts
+
+    def noted_by(self, reads: Reads | None) -> None:
+        """Begin or end noting."""
+        self._account_db.reads = reads
+
+    @property
+    def timestamp(self) -> int:
+        """The block's time."""
+        if self.reads is not None:
+            self.reads.time = True
+        return super().timestamp
+
+    @property
+    def block_number(self) -> BlockNumber:
+        """The block's number."""
+        self._note_block()
+        return super().block_number
+
+    @property
+    def mix_hash(self) -> Hash32:
+        """The block's random number."""
+        self._note_block()
+        return super().mix_hash
+
+    @property
+    def difficulty(self) -> int:
+        """The block's random number, by its former name."""
+        self._note_block()
+        return super().difficulty
+
+    def get_ancestor_hash(self, block_number: int) -> Hash32:
+        """Return an earlier block's hash."""
+        self._note_block()
+        return super().get_ancestor_hash(block_number)
+
+    def _note_block(self) -> None:
+        if self.reads is not None:
+            self.reads.block = True
 
     def set_system_contracts(self) -> None:
         """Do nothing: there are none, and looking for them costs two trie reads a call."""
@@ -117,6 +170,7 @@ class Evm:
         self._chaindb = _Db(AtomicDB(MemoryDB()))
         self._store = Store()
         self._forks = 0
+        self._calls = KnownCalls(self._store)
         self.blocks: list[EvmBlock] = []
         state = self._state(BlockHeader(difficulty=0, block_number=-1, gas_limit=0))
         for address, amount in balances.items():
@@ -295,10 +349,18 @@ class Evm:
             ExecutionFailedError: It reverted or failed.
             BadTransactionError: The sender can't pay the value.
         """
-        gas = min(request.gas or CALL_GAS_CAP, CALL_GAS_CAP)
-        computation = self._run(request, block, gas, timestamp)
-        _raise_error(computation)
-        return bytes(computation.output)
+        time = block.timestamp if timestamp is None else timestamp
+        outcome = self._calls.find(request, block, time)
+        if outcome is None:
+            reads = Reads()
+            gas = min(request.gas or CALL_GAS_CAP, CALL_GAS_CAP)
+            computation = self._run(request, block, gas, timestamp, reads)
+            outcome = bytes(computation.output), _failure(computation)
+            self._calls.keep(request, block, time, outcome, reads)
+        output, failure = outcome
+        if failure is not None:
+            raise ExecutionFailedError(*failure)
+        return output
 
     def estimate(self, request: CallRequest, block: EvmBlock, *, timestamp: int | None = None) -> int:
         """Find a gas limit with which a transaction succeeds, a little above what it uses.
@@ -319,20 +381,26 @@ class Evm:
         if computation.is_error and computation.get_gas_remaining() == 0 and most > limit:
             limit = most
             computation = self._run(request, block, limit, timestamp)
-        _raise_error(computation)
+        if (failure := _failure(computation)) is not None:
+            raise ExecutionFailedError(*failure)
         used = max(limit - computation.get_gas_remaining(), floor)  # before refunds, which are paid at the end
-        for attempt in (used, used * 64 // 63 + 2_300, used * 5 // 4, used * 3 // 2, used * 2):
+        nested = used * 64 // 63 + 2_300  # a contract keeps back a part of its gas from those it calls
+        attempts = (nested,) if computation.children else (used, nested)
+        for attempt in (*attempts, used * 5 // 4, used * 3 // 2, used * 2):
             if attempt < most and self._run(request, block, attempt, timestamp).is_success:
-                return attempt
+                return int(attempt)
         return most
 
-    def _run(self, request: CallRequest, block: EvmBlock, gas: int, timestamp: int | None) -> ComputationAPI:
+    def _run(
+        self, request: CallRequest, block: EvmBlock, gas: int, timestamp: int | None, reads: Reads | None = None
+    ) -> ComputationAPI:
         if gas < intrinsic_gas_of(request.to, request.data):
             raise BadTransactionError(
                 f"intrinsic gas too low: have {gas}, want {intrinsic_gas_of(request.to, request.data)}"
             )
         header = block.header.copy(state_root=block.state_root, base_fee_per_gas=0)
-        state = self._state(header if timestamp is None else header.copy(timestamp=timestamp))
+        state: Any = self._state(header if timestamp is None else header.copy(timestamp=timestamp))
+        state.reads = reads
         balance = state.get_balance(_address(request.sender))
         if balance < request.value:
             raise BadTransactionError(
@@ -348,22 +416,26 @@ class Evm:
             data=request.data,
         )
         try:
-            return state.costless_execute_transaction(SpoofTransaction(plain, from_=request.sender))  # type: ignore[arg-type]
+            computation: ComputationAPI = state.costless_execute_transaction(
+                SpoofTransaction(plain, from_=request.sender)
+            )
         except (VMError, RecursionError) as error:  # init code above its limit escapes so
             raise ExecutionFailedError(str(error), None) from error
         except ValidationError as error:
             raise BadTransactionError(str(error)) from error
+        return computation
 
 
-def _raise_error(computation: ComputationAPI) -> None:
+def _failure(computation: ComputationAPI) -> Failure | None:
+    """Word how a call failed, as nodes do."""
     if computation.is_success:
-        return
+        return None
     error = computation.error
     if isinstance(error, Revert):
         data = bytes(computation.output)
-        raise ExecutionFailedError(revert_message(data), data)
+        return revert_message(data), data
     name = {"OutOfGas": "out of gas", "InvalidInstruction": "invalid opcode", "InsufficientFunds": "insufficient funds"}
-    raise ExecutionFailedError(name.get(type(error).__name__, str(error) or type(error).__name__), None)
+    return name.get(type(error).__name__, str(error) or type(error).__name__), None
 
 
 def _apply(state: StateAPI, inner: Any) -> ComputationAPI | None:

@@ -11,7 +11,7 @@ before undoes. It lives as long as one piece of work with the chain: no state is
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeVar
 
 from eth.abc import AccountDatabaseAPI, MetaWitnessAPI
 from eth.constants import BLANK_ROOT_HASH, EMPTY_SHA3
@@ -22,6 +22,7 @@ from eth_typing import Address, Hash32
 
 from zg_async.wire.hashing import keccak256
 
+_T = TypeVar("_T")
 _Slot = tuple[bytes, int]
 _ABSENT: Final = object()
 _OVERLAYS: Final = 8
@@ -175,6 +176,32 @@ def _pieces(accounts: _Accounts, storage: _Storage) -> Iterator[bytes]:
         yield address + slot.to_bytes(32, "big") + value.to_bytes(32, "big")
 
 
+class Reads:
+    """What a call's contracts looked at. Where all of it is the same, the call ends the same."""
+
+    def __init__(self) -> None:
+        self.words: _Storage = {}
+        self.parts: dict[tuple[str, bytes], Any] = {}
+        """What methods of `FlatAccounts` said of addresses."""
+        self.time = False
+        """Whether they asked for the time."""
+        self.block = False
+        """Whether they asked for something else of the block."""
+        self.balances = False
+        """Whether what accounts own may have mattered."""
+        self.wrote = False
+        """Whether they changed an account: such a call is run again."""
+
+    def hold(self, accounts: "FlatAccounts") -> bool:
+        """Say whether all of it, but for time and block, is the same in another state."""
+        same_words = all(accounts.get_storage(Address(key[0]), key[1]) == word for key, word in self.words.items())
+        return same_words and all(
+            getattr(accounts, name)(key) == said
+            for (name, key), said in self.parts.items()
+            if self.balances or name != "get_balance"
+        )
+
+
 class FlatAccounts(AccountDatabaseAPI):
     """One state with changes on top, as py-evm wants it."""
 
@@ -190,6 +217,8 @@ class FlatAccounts(AccountDatabaseAPI):
         self._warm: dict[Any, bool] = {}
         self._undo: list[tuple[dict[Any, Any], Any, Any]] = []
         self._places: dict[JournalDBCheckpoint, int] = {}
+        self.reads: Reads | None = None
+        """Where to note what is read of the state below the changes."""
 
     @property
     def state_root(self) -> Hash32:
@@ -206,6 +235,8 @@ class FlatAccounts(AccountDatabaseAPI):
         return self._store.has(state_root)
 
     def _set(self, where: dict[Any, Any], key: Any, value: Any) -> None:
+        if self.reads is not None and where is self._accounts:
+            self.reads.wrote = True
         self._undo.append((where, key, where.get(key, _ABSENT)))
         where[key] = value
 
@@ -217,9 +248,14 @@ class FlatAccounts(AccountDatabaseAPI):
         if not from_journal and (before := self._before.get(key)) is not None:
             return before
         value = self._storage.get(key)
+        if value is not None:
+            return value
+        value = self._old_storage.get(key)
         if value is None:
-            value = self._old_storage.get(key)
-        return self._store.word(key) if value is None else value
+            value = self._store.word(key)
+        if self.reads is not None:
+            self.reads.words[key] = value
+        return value
 
     def set_storage(self, address: Address, slot: int, value: int) -> None:
         """Write a word."""
@@ -230,6 +266,8 @@ class FlatAccounts(AccountDatabaseAPI):
 
     def delete_storage(self, address: Address) -> None:
         """Clear all of an account's words."""
+        if self.reads is not None:
+            self.reads.wrote = True
         changed = [slot for slot in self._storage if slot[0] == address]
         if address in self._store.with_storage:
             changed += self._store.slots(address)
@@ -254,9 +292,14 @@ class FlatAccounts(AccountDatabaseAPI):
             account = self._old_accounts.get(address, _ABSENT)
         return self._store.account(address) if account is _ABSENT else account  # type: ignore[return-value]
 
+    def _said(self, name: str, address: bytes, value: _T) -> _T:
+        if self.reads is not None:
+            self.reads.parts[name, address] = value
+        return value
+
     def get_balance(self, address: Address) -> int:
         """Read a balance."""
-        return (self._get(address) or _NOBODY).balance
+        return self._said("get_balance", address, (self._get(address) or _NOBODY).balance)
 
     def set_balance(self, address: Address, balance: int) -> None:
         """Write a balance."""
@@ -264,7 +307,7 @@ class FlatAccounts(AccountDatabaseAPI):
 
     def get_nonce(self, address: Address) -> int:
         """Read a nonce."""
-        return (self._get(address) or _NOBODY).nonce
+        return self._said("get_nonce", address, (self._get(address) or _NOBODY).nonce)
 
     def set_nonce(self, address: Address, nonce: int) -> None:
         """Write a nonce."""
@@ -282,11 +325,11 @@ class FlatAccounts(AccountDatabaseAPI):
 
     def get_code(self, address: Address) -> bytes:
         """Read code."""
-        return self._store.codes[(self._get(address) or _NOBODY).code_hash]
+        return self._store.codes[self.get_code_hash(address)]
 
     def get_code_hash(self, address: Address) -> Hash32:
         """Read the hash of code."""
-        return Hash32((self._get(address) or _NOBODY).code_hash)
+        return self._said("get_code_hash", address, Hash32((self._get(address) or _NOBODY).code_hash))
 
     def delete_code(self, address: Address) -> None:
         """Remove code."""
@@ -295,7 +338,8 @@ class FlatAccounts(AccountDatabaseAPI):
     def account_has_code_or_nonce(self, address: Address) -> bool:
         """Say whether an address is taken."""
         account = self._get(address) or _NOBODY
-        return account.nonce != 0 or account.code_hash != EMPTY_SHA3
+        taken = account.nonce != 0 or account.code_hash != EMPTY_SHA3
+        return self._said("account_has_code_or_nonce", address, taken)
 
     def delete_account(self, address: Address) -> None:
         """Remove an account with its storage."""
@@ -304,17 +348,16 @@ class FlatAccounts(AccountDatabaseAPI):
 
     def account_exists(self, address: Address) -> bool:
         """Say whether there is an account, even an empty one."""
-        return self._get(address) is not None
+        return self._said("account_exists", address, self._get(address) is not None)
 
     def touch_account(self, address: Address) -> None:
         """Make an account exist."""
-        account = self._get(address)
-        if account is None:
+        if not self.account_exists(address):
             self._set(self._accounts, address, _NOBODY)
 
     def account_is_empty(self, address: Address) -> bool:
         """Say whether an account has no nonce, balance or code."""
-        return (self._get(address) or _NOBODY) == _NOBODY
+        return self._said("account_is_empty", address, (self._get(address) or _NOBODY) == _NOBODY)
 
     def is_address_warm(self, address: Address) -> bool:
         """Say whether the transaction has touched an address."""
