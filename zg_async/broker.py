@@ -14,6 +14,7 @@ from zg_async.errors import ClosedError, ConfigError, WrongChainError
 from zg_async.managers.context import Context
 from zg_async.managers.costs import CostReport, cost_report
 from zg_async.managers.fine_tuning import FineTuningManager
+from zg_async.managers.funding_line import FundingLine
 from zg_async.managers.inference import InferenceManager
 from zg_async.managers.inference_services import InferencePolicy
 from zg_async.managers.ledger import LedgerManager
@@ -123,6 +124,12 @@ class _Shared:
                     signer.close()
 
 
+def _funding_lock(shared: _Shared, signer: Signer | None) -> Path | None:
+    if signer is None:
+        return None
+    return shared.state_dir / "funding" / f"{shared.network.chain_id}-{signer.address[2:].lower()}.lock"
+
+
 class Broker:
     """One wallet's view of a network: `.ledger`, `.fine_tuning`, `.inference` with `.lora`, `.storage`.
 
@@ -146,6 +153,7 @@ class Broker:
             state_dir=shared.state_dir,
             verifier=shared.verifier,
             verified_only=shared.verified_only,
+            funding=FundingLine(_funding_lock(shared, signer), shared.clock),
         )
         if verified_by is not None:  # the same lock on the same money
             self._context = dataclasses.replace(verified_by._context, verified_only=True)

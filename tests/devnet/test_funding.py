@@ -1,11 +1,14 @@
 """Many callers that need money of one wallet at the same time: one deposit, exact sums, no limit broken, no loss."""
 
+import sys
+
 import anyio
 import anyio.lowlevel
 import pytest
 
 from tests.devnet.conftest import new_key, open_broker
 from zg_async import FeePolicy, InsufficientGasFundsError, LimitError, SpendLimits, ZgError
+from zg_async.file_lock import take_lock
 from zg_async.transport.lane import Lane
 from zg_async.units import NEURON_PER_0G as OG
 
@@ -118,3 +121,55 @@ async def test_when_the_caller_that_serves_is_cancelled_the_others_go_on(devnet,
         assert first.cancelled_caught
         assert await balances(broker, wanted[1:]) == [AMOUNT] * 3
         assert (await broker.ledger.get_ledger()).total_balance == 3 * AMOUNT
+
+
+async def test_two_programs_of_one_wallet_fund_one_after_the_other(devnet, key, tmp_path):
+    """Both miss the same at the same time: what is bound is what one of them planned."""
+    wanted = providers(2)
+    async with open_broker(devnet, key, tmp_path) as one, open_broker(devnet, key, tmp_path) as two:
+        await one.ledger.add_ledger("3")
+        async with anyio.create_task_group() as group:
+            for broker in (one, two):
+                for provider in wanted:
+                    group.start_soon(broker.ledger.ensure_funded, provider, "fine-tuning", 2 * AMOUNT)
+        assert await balances(one, wanted) == [2 * AMOUNT] * 2
+        ledger = await two.ledger.get_ledger()
+        assert (ledger.total_balance, ledger.available_balance) == (4 * AMOUNT, 0)
+
+
+HOLD = """
+import pathlib, sys
+from zg_async.file_lock import take_lock
+lock = take_lock(pathlib.Path(sys.argv[1]))
+print(lock is not None, flush=True)
+sys.stdin.read()
+"""
+
+
+async def test_while_another_process_plans_nothing_is_sent_and_when_it_is_killed_it_goes_on(devnet, key, tmp_path):
+    (provider,) = providers(1)
+    async with open_broker(devnet, key, tmp_path) as broker:
+        await broker.ledger.ensure_funded(provider, "fine-tuning", AMOUNT)
+        sent = await broker.chain.transaction_count(broker.address)
+        (lock,) = (broker.state_dir / "funding").glob("*.lock")
+        async with await anyio.open_process([sys.executable, "-c", HOLD, str(lock)]) as other:
+            assert (await other.stdout.receive()).strip() == b"True"
+            assert take_lock(lock) is None  # asking doesn't drop it
+            with anyio.move_on_after(0.5) as scope:
+                await broker.ledger.ensure_funded(provider, "fine-tuning", 2 * AMOUNT)
+            assert scope.cancelled_caught
+            assert await broker.chain.transaction_count(broker.address, block="pending") == sent
+            other.kill()
+        with anyio.fail_after(60):
+            await broker.ledger.ensure_funded(provider, "fine-tuning", 2 * AMOUNT)
+        assert await balances(broker, [provider]) == [2 * AMOUNT]
+
+
+async def test_a_refused_look_does_not_drop_a_lock_of_the_same_process(tmp_path):
+    path = tmp_path / "lock"
+    lock = take_lock(path)
+    assert take_lock(path) is None
+    async with await anyio.open_process([sys.executable, "-c", HOLD, str(path)]) as other:
+        assert (await other.stdout.receive()).strip() == b"False"
+        other.kill()
+    lock.close()

@@ -40,6 +40,7 @@ from zg_async.jobs.runner import JobRunner
 from zg_async.jobs.spec import JobSpec
 from zg_async.jobs.sqlite import SqliteStore
 from zg_async.jobs.store import Journal, MemoryStore, Owner
+from zg_async.managers import funding_line
 from zg_async.managers.watch import PollPolicy
 from zg_async.networks import NETWORKS
 from zg_async.transport import heads
@@ -119,6 +120,7 @@ class World:
         self.journal = Journal()
         self.outbox = Outlast()
         self.disk = Disk(self)
+        self.locks: dict[Path, HeldLock] = {}
         self.wallets = [dev_account(index + 1) for index in range(plan.wallets)]
         self.providers: list[ProviderNode] = []
         self.processes: list[Process] = []
@@ -511,10 +513,14 @@ class World:
             mock.patch.object(provider_workers.Workers, "_run_trainer", train),
             mock.patch.object(guardian, "LOOK_SECONDS", self.plan.look),
             mock.patch.object(sqlite, "_POLL_SECONDS", 2.0),
+            mock.patch.object(funding_line, "take_lock", self._take_lock),
             mock.patch.object(heads, "_SLOWEST", self.plan.head_pause),
             mock.patch.object(heads, "_QUICK", self.plan.head_first),
         ):
             yield
+
+    def _take_lock(self, path: Path) -> "HeldLock | None":
+        return None if path in self.locks else HeldLock(self, path)
 
     async def books(self) -> dict[str, LaneBook]:
         """What the outbox holds, by wallet."""
@@ -559,6 +565,19 @@ class World:
             )
             for number in range(self.plan.jobs)
         ]
+
+
+class HeldLock:
+    """A lock file that a process holds."""
+
+    def __init__(self, world: World, path: Path) -> None:
+        self.holder = current.get()
+        self._locks, self._path = world.locks, path
+        world.locks[path] = self
+
+    def close(self) -> None:
+        if self._locks.get(self._path) is self:
+            del self._locks[self._path]
 
 
 class Process:
@@ -634,6 +653,8 @@ class Process:
             door.reset(place)
         self.ended = loop.now
         self.world.journal.writer = None  # what the system does with the locks of a dead process
+        for lock in [lock for lock in self.world.locks.values() if lock.holder is self]:
+            lock.close()
         for file in self._files:
             file._close()
         await oracle.check_process(self)

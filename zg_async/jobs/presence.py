@@ -17,7 +17,7 @@ import anyio
 import anyio.to_thread
 
 from zg_async.errors import JournalError
-from zg_async.jobs.sqlite import Lock, take_lock
+from zg_async.file_lock import Lock, take_lock
 from zg_async.logs import get_logger
 from zg_async.paths import make_private_dir
 

@@ -19,12 +19,13 @@ import anyio
 import anyio.to_thread
 
 from zg_async.errors import ConfigError, JournalError
+from zg_async.file_lock import Lock, take_lock
 from zg_async.jobs.batch import Batch, BatchResult, BatchRow, each_spec, run_one
 from zg_async.jobs.handle import JobHandle
 from zg_async.jobs.policies import Approve
 from zg_async.jobs.runner import JobRunner
 from zg_async.jobs.spec import JobSpec
-from zg_async.jobs.sqlite import Lock, SqliteStore, take_lock
+from zg_async.jobs.sqlite import SqliteStore
 from zg_async.paths import make_private_dir
 
 if TYPE_CHECKING:

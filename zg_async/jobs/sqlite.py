@@ -30,6 +30,7 @@ import anyio.to_thread
 
 from zg_async.clock import Clock, SystemClock
 from zg_async.errors import ClosedError, ConfigError, JournalError
+from zg_async.file_lock import take_lock
 from zg_async.jobs.events import (
     Event,
     JobCancelled,
@@ -624,22 +625,6 @@ def _connect(path: Path) -> sqlite3.Connection:
         db.close()
         raise
     return db
-
-
-Lock = sqlite3.Connection
-"""Holds an exclusive transaction on a file until it is closed; the system drops it when the process dies."""
-
-
-def take_lock(path: Path) -> Lock | None:
-    """Hold an exclusive transaction until closed; None: another process does."""
-    os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
-    lock = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=0)
-    try:
-        lock.execute("begin exclusive")
-    except sqlite3.Error:
-        lock.close()
-        return None
-    return lock
 
 
 class _transaction:

@@ -27,6 +27,8 @@ class Context:
     http: Http
     services: ServiceDirectory
     clock: Clock
+    funding: FundingLine
+    """Who waits for money of this wallet, and the lock under which it is planned and moved."""
     signer: Signer | None = None
     storage: StorageManager | None = None
     state_dir: Path | None = None
@@ -34,8 +36,6 @@ class Context:
     verifier: Verifier | None = None
     verified_only: bool = False
     """Whether nothing is paid, sent or acknowledged to providers that aren't verified."""
-    funding: FundingLine = dataclasses.field(default_factory=FundingLine)
-    """Who waits for money of this wallet, and the lock under which it is planned and moved."""
 
     @property
     def wallet(self) -> Address:

@@ -4,16 +4,31 @@ Theory. One caller at a time serves all that wait, each sub-account once, and ea
 decided. So many jobs of a wallet that begin together cost one deposit and a few blocks, not a deposit and two blocks
 each. Whoever isn't served to the end, because the one who served was cancelled, waits in the line as before, and the
 first in it serves next: each finds by its own key what was sent for it.
+
+Programs of this user that share a wallet take turns by a lock on a file, which the system drops when one of them dies.
 """
 
 import dataclasses
 from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Final
 
 import anyio
+import anyio.to_thread
 
-from zg_async.errors import ZgError
+from zg_async.clock import Clock
+from zg_async.errors import JournalError, ZgError
+from zg_async.file_lock import Lock, take_lock
+from zg_async.logs import get_logger
 from zg_async.managers.services import ServiceType
+from zg_async.paths import make_private_dir
 from zg_async.wire.records import Address, Receipt
+
+_log = get_logger("zg_async.ledger")
+_LOOK_SECONDS: Final = 0.1
+_LONGEST_LOOK: Final = 1.0
+_SAY_SECONDS: Final = 60.0
 
 
 @dataclasses.dataclass(slots=True, kw_only=True, eq=False)
@@ -49,12 +64,71 @@ class Wish:
         self.news.set()
 
 
+class MoneyLock:
+    """One who plans and moves a wallet's money at a time, over all programs of this user. An async context manager."""
+
+    def __init__(self, path: Path | None, clock: Clock) -> None:
+        """Name the file; None: only this process counts."""
+        self._path = path
+        self._clock = clock
+        self._here = anyio.Lock()
+        self._file: Lock | None = None
+
+    async def __aenter__(self) -> None:
+        await self._here.acquire()
+        try:
+            await self._take()
+        except BaseException:
+            self._here.release()
+            raise
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        file, self._file = self._file, None
+        try:
+            if file is not None:
+                with anyio.CancelScope(shield=True):
+                    await anyio.to_thread.run_sync(file.close)
+        finally:
+            if file is not None:
+                file.close()  # nothing, unless there was no thread to be had
+            self._here.release()
+
+    async def _take(self) -> None:
+        began = said = self._clock.monotonic()
+        pause = _LOOK_SECONDS
+        while self._path is not None:
+            with anyio.CancelScope(shield=True):  # short; a lock that nobody knows of would never be let go
+                self._file = await anyio.to_thread.run_sync(_lock, self._path)
+            if self._file is not None:
+                return
+            await self._clock.sleep(pause)
+            pause = min(pause * 1.5, _LONGEST_LOOK)
+            if self._clock.monotonic() - said > _SAY_SECONDS:
+                said = self._clock.monotonic()
+                _log.warning("another program plans this wallet's funding since %.0f s: waiting", said - began)
+
+
+def _lock(path: Path) -> Lock | None:
+    try:
+        make_private_dir(path.parent)
+        return take_lock(path)
+    except OSError as error:
+        raise JournalError(f"can't lock {path}: {error}", hint="Nothing was paid. See that there is room") from error
+
+
 class FundingLine:
     """A wallet's callers that wait for money, and the lock under which what they need is planned and paid."""
 
-    def __init__(self) -> None:
-        """Begin with nobody."""
-        self.lock = anyio.Lock()
+    def __init__(self, path: Path | None, clock: Clock) -> None:
+        """Begin with nobody.
+
+        Args:
+            path: The lock's file, which all programs of this user name alike for the wallet; None: there is none.
+            clock: For waiting.
+        """
+        self.lock = MoneyLock(path, clock)
         """Held while money of the ledger is planned and moved, so that two don't spend the same balance."""
         self._waiting: list[Wish] = []
         self._is_serving = False
