@@ -3,7 +3,9 @@
 import pytest
 
 from tests.devnet.conftest import MODEL, PARAMS, new_key, open_broker
-from zg_async import ProviderRejectedError, SystemClock
+from zg_async import JobRunner, JobSpec, ProviderRejectedError, SystemClock
+from zg_async.jobs.events import JobSucceeded, ProviderExcluded, StageRetrying
+from zg_async.managers.provider_client import ProviderClient
 from zg_async.transport.server_clock import ServerClocks
 
 pytestmark = pytest.mark.slow
@@ -42,3 +44,41 @@ async def test_upload_and_download_authenticate_with_a_clock_ten_minutes_wrong(
         with pytest.raises(ProviderRejectedError) as download:
             await broker.fine_tuning.download_lora_from_tee(provider, task_id, tmp_path / "again.zip")
     assert (upload.value.status, download.value.status) == (401, 401)
+
+
+@pytest.mark.parametrize("step", [-400.0, 600.0])
+async def test_a_provider_that_refused_a_wrong_clock_is_tried_again_by_the_same_job(
+    devnet, dataset, tmp_path, step, monkeypatch
+):
+    """The machine's clock jumps as the upload and the download are signed: the refusals tell the right time."""
+    clock, jumps, honest = WrongClock(0.0), {"upload_dataset": step, "download_model": -step}, ProviderClient.now
+    under_way = []
+
+    async def jumping(client):
+        if under_way and (jump := jumps.pop(under_way[-1], None)) is not None:
+            clock.offset += jump
+        return await honest(client)
+
+    def noting(name):
+        send = getattr(ProviderClient, name)
+
+        async def noted(*args, **fields):
+            under_way.append(name)
+            return await send(*args, **fields)
+
+        return noted
+
+    for name in jumps:
+        monkeypatch.setattr(ProviderClient, name, noting(name))
+    monkeypatch.setattr(ProviderClient, "now", jumping)
+    async with (
+        open_broker(devnet, new_key(devnet), tmp_path / "state", clock=clock) as broker,
+        JobRunner(broker) as runner,
+    ):
+        spec = JobSpec(model=MODEL, dataset=dataset, training_params=PARAMS, output_dir=tmp_path / "out")
+        job = await runner.submit(spec)
+        async with job.events() as events:
+            seen = [event async for event in events]
+    assert not jumps
+    assert isinstance(seen[-1], JobSucceeded)
+    assert not [event for event in seen if isinstance(event, ProviderExcluded | StageRetrying)]

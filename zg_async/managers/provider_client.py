@@ -8,16 +8,24 @@ import re
 import secrets
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 import anyio
 import anyio.to_thread
 
 from zg_async.clock import Clock
-from zg_async.errors import ProviderError, ProviderReplyError, ProviderUnavailableError, TaskNotFoundError
+from zg_async.errors import (
+    ProviderError,
+    ProviderRejectedError,
+    ProviderReplyError,
+    ProviderUnavailableError,
+    TaskNotFoundError,
+)
+from zg_async.logs import get_logger
 from zg_async.transport.files import HasherFactory, PartFile, publish
 from zg_async.transport.http import MIB, Http, Reply
 from zg_async.transport.retry import RetryPolicy
+from zg_async.transport.server_clock import NEGLIGIBLE
 from zg_async.transport.transfer import (
     Downloaded,
     Progress,
@@ -29,6 +37,8 @@ from zg_async.wire import provider_api as api
 from zg_async.wire.hashing import keccak256
 from zg_async.wire.records import Address, Model, Task, TaskId
 
+T = TypeVar("T")
+_log = get_logger("zg_async.fine_tuning")
 LIMITED_POLICY: Final = RetryPolicy(attempts=6, base=1.0, max_elapsed=240.0)
 """For routes under the provider's rate limit, where a 429 costs ten seconds."""
 USAGE_LIMIT: Final = 256 * MIB
@@ -53,13 +63,29 @@ class ProviderClient:
         self._url = url.rstrip("/")
         self._clock = clock
 
+    @property
+    def _host(self) -> str:
+        return self._http.host_of(self._url, provider=self.provider)
+
     async def now(self) -> float:
         """Return the unix time by the provider's clock, for what is signed; asks it something small if need be."""
-        host, clocks = self._http.host_of(self._url, provider=self.provider), self._http.server_clocks
+        host, clocks = self._host, self._http.server_clocks
         if not clocks.knows(host):
             with contextlib.suppress(ProviderError):
                 await self.pending()
         return clocks.now(host)
+
+    async def _timed(self, send: Callable[[], Awaitable[T]]) -> T:
+        """Send what carries a signed time; if it is refused and that answer tells another time, sign once more."""
+        host, clocks = self._host, self._http.server_clocks
+        ahead = clocks.ahead(host)
+        try:
+            return await send()
+        except ProviderRejectedError as error:
+            if error.status != 401 or abs(clocks.ahead(host) - ahead) <= NEGLIGIBLE:
+                raise
+            _log.warning("%s refused what was signed by a wrong clock: signing again by its own", self.provider)
+            return await send()
 
     async def get_quote(self, *, legacy: bool = True) -> Reply:
         """Fetch the attestation quote: body as sent, and the headers, one of which may sign it.
@@ -98,14 +124,16 @@ class ProviderClient:
             ProviderRejectedError: The provider refused it.
             ProviderUnavailableError: No success after the retries (retryable).
         """
-        return await upload_file(
-            self._http,
-            self._url + api.dataset_path(user),
-            path=path,
-            filename=filename,
-            fields=fields,
-            provider=self.provider,
-            progress=progress,
+        return await self._timed(
+            lambda: upload_file(
+                self._http,
+                self._url + api.dataset_path(user),
+                path=path,
+                filename=filename,
+                fields=fields,
+                provider=self.provider,
+                progress=progress,
+            )
         )
 
     async def create_task(self, user: Address, body: Mapping[str, object]) -> TaskId:
@@ -197,15 +225,17 @@ class ProviderClient:
             ProviderRejectedError: Not the owner (403), or not delivered yet (409).
             ProviderUnavailableError: No success after the retries; the file may not be there yet, or be gone.
         """
-        return await download_file(
-            self._http,
-            self._url + api.lora_path(user, task_id),
-            path=path,
-            body=body,
-            provider=self.provider,
-            progress=progress,
-            extra_hashers=extra_hashers,
-            accept=accept,
+        return await self._timed(
+            lambda: download_file(
+                self._http,
+                self._url + api.lora_path(user, task_id),
+                path=path,
+                body=body,
+                provider=self.provider,
+                progress=progress,
+                extra_hashers=extra_hashers,
+                accept=accept,
+            )
         )
 
     async def pending(self) -> int:

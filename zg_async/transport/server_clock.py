@@ -14,7 +14,7 @@ from zg_async.clock import Clock
 from zg_async.logs import get_logger
 
 _log = get_logger("zg_async.http")
-_NEGLIGIBLE: Final = 5.0
+NEGLIGIBLE: Final = 5.0
 """Seconds: below that it is delays and rounding."""
 _MOST: Final = 900.0
 
@@ -43,7 +43,7 @@ class ServerClocks:
             if self._ahead.get(host, 1.0) != 0.0:
                 _log.warning("the clock of %s is %.0f s from ours, which is too much to follow", host, ahead)
             ahead = 0.0
-        elif abs(ahead) <= _NEGLIGIBLE:
+        elif abs(ahead) <= NEGLIGIBLE:
             ahead = 0.0
         elif host not in self._ahead:
             _log.warning("the clock of %s is %.0f s from ours; what is signed for it follows its clock", host, ahead)
@@ -53,9 +53,13 @@ class ServerClocks:
         """Return whether a host has told its time."""
         return host in self._ahead
 
+    def ahead(self, host: str) -> float:
+        """Return by how many seconds a host is ahead of us, as far as that is followed."""
+        return self._ahead.get(host, 0.0)
+
     def now(self, host: str) -> float:
         """Return the unix time at a host; our own if it hasn't told, or tells nonsense."""
-        return self._clock.now() + self._ahead.get(host, 0.0)
+        return self._clock.now() + self.ahead(host)
 
 
 def _seconds(date: str | None) -> float | None:
