@@ -3,6 +3,7 @@
 import random
 
 import pytest
+from eth_utils import keccak
 
 from tests.clock import FakeClock
 from tests.devnet.node_kit import OTHER, OWNER, sign
@@ -45,7 +46,7 @@ class World:
         self.evm = Evm({owner: 10 * COIN, other: 10 * COIN}, timestamp=int(clock.now()))
         self.chain = NodeChain(self.evm, clock)
         self.owner = owner
-        self.contracts = {name: self._deploy(code) for name, code in READERS.items()}
+        self.contracts = {name: self.deploy(code) for name, code in READERS.items()}
 
     def send(self, to: bytes | None, data: str = "", value: int = 0) -> bytes | None:
         nonce = self.chain.pending_nonce(self.owner)
@@ -54,7 +55,7 @@ class World:
         self.chain.accept(bytes.fromhex(sign(OWNER, **fields)[2:]))
         return self.chain.mine().added[0].mined[0].contract
 
-    def _deploy(self, read: str) -> bytes:
+    def deploy(self, read: str) -> bytes:
         code = bytes.fromhex(read + "5f5260205ff3")
         runtime = bytes.fromhex(f"3660{5 + len(code) - 1:02x}57") + code + bytes.fromhex("5b5f355f5500")
         contract = self.send(None, f"60{len(runtime):02x}8060095f395ff3{runtime.hex()}")
@@ -143,3 +144,16 @@ def test_only_so_many_calls_are_remembered(world: World, monkeypatch: pytest.Mon
     for request in requests:
         world.ask(request)
     assert list(world.evm._calls._known) == requests[2:]
+
+
+def test_a_contract_that_comes_to_stand_at_an_address_is_run(world: World) -> None:
+    nonce = world.chain.pending_nonce(world.owner)
+    address = keccak(bytes([0xD6, 0x94]) + world.owner + bytes([nonce]))[12:]
+    request = CallRequest(to=address)
+    world.chain.set_balance(address, 1)
+    world.chain.mine()
+    assert world.ask(request) == b""
+    assert world.deploy("6007") == address
+    assert world.ask(request) == (7).to_bytes(32, "big")
+    world.chain.reorg(1)
+    assert world.ask(request) == b""

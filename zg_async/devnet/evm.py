@@ -74,6 +74,8 @@ class _Executor(PragueTransactionExecutor):
         """Run the contracts; what they read of the state is noted where that was asked for."""
         state: Any = self.vm_state
         state.noted_by(state.reads)
+        if not message.is_create:
+            state.get_code_hash(transaction.to)  # the code was read before
         try:
             return super().build_computation(message, transaction)
         finally:
