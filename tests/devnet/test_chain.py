@@ -175,9 +175,11 @@ async def test_waiting_goes_on_in_another_process_from_the_hash(tmp_path):
     async with open_rig() as rig:
         await rig.engine.set_automine(False)
         async with rig.chain(outbox=SqliteOutbox(tmp_path / "o.sqlite")) as chain:
-            sent = await chain.submit(DEPOSIT, wallet=USER.address, key="k")
+            sent = await chain.submit(DEPOSIT, wallet=USER.address, key="job/fund/2")
         await rig.engine.mine()
         async with rig.chain(outbox=SqliteOutbox(tmp_path / "o.sqlite")) as chain:
+            (row,) = await chain.mined_of("job", wallet=USER.address, wait_for=["job/fund"])
+            assert (row.tx_hash, row.gas_cost > 0) == (sent.tx_hash, True)
             assert (await chain.wait_mined(sent.tx_hash)).status == 1
         async with rig.chain() as chain:  # and with nothing but the hash
             assert (await chain.wait_mined(sent.tx_hash)).status == 1

@@ -13,7 +13,7 @@ import itertools
 import json
 import types
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -419,7 +419,11 @@ class FakeChain:
         row = self.world.outbox.get(key)
         return None if row is None else await self._finish(row)
 
-    async def mined_of(self, job: str, *, wallet: str) -> tuple[SimpleNamespace, ...]:
+    async def mined_of(self, job: str, *, wallet: str, wait_for: Iterable[str] = ()) -> tuple[SimpleNamespace, ...]:
+        for row in tuple(self.world.outbox.values()):
+            if not row.mined and any(f"{row.key}/".startswith(f"{key}/") for key in wait_for):
+                with contextlib.suppress(ContractRevertedError):
+                    await self._finish(row)
         rows = [row for row in self.world.outbox.values() if row.mined and row.key.startswith(f"{job}/")]
         return tuple(SimpleNamespace(key=row.key, tx_hash=row.receipt.tx_hash, gas_cost=GAS) for row in rows)
 

@@ -5,6 +5,7 @@ Each decision hangs on (seed, place, visit) alone, so that taking one fault away
 
 import dataclasses
 import hashlib
+import math
 import random
 from collections import Counter
 from typing import Any, Final
@@ -152,11 +153,13 @@ class Plan:
         return [Spell("clock", *self._when(rng, 1200.0), amount=step) for step in steps]
 
     def _crash(self, rng: random.Random) -> list[Spell]:
-        """Each process that begins dies at this point of its life."""
-        return [
-            Spell("crash", int(10 ** rng.uniform(0, 2.9)), 0.0, amount=self._downtime(rng))
-            for _ in range(rng.randint(1, 5))
-        ]
+        """Each process that begins dies at this point of its life, or at this one of its signings, say."""
+        spells = []
+        for _ in range(rng.randint(1, 5)):
+            where, most = rng.choice([("", 800), ("", 800), ("signing", 8), ("commit", 50), ("provider", 50)])
+            point = int(10 ** rng.uniform(0, math.log10(most)))
+            spells.append(Spell("crash", point, 0.0, how=where, amount=self._downtime(rng)))
+        return spells
 
     def _stop(self, rng: random.Random) -> list[Spell]:
         return [Spell("stop", self._moment(rng), 0.0, amount=self._downtime(rng)) for _ in range(rng.randint(1, 2))]

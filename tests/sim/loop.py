@@ -313,9 +313,9 @@ async def _inline(func: Callable[..., T], *args: Any, **_: Any) -> T:
     if pass_door is None:  # nobody's process: a server, whose disk is no matter
         return func(*args)
     await anyio.lowlevel.checkpoint()
-    pass_door("disk")
+    pass_door("before disk")
     result = func(*args)
-    pass_door("disk done")
+    pass_door("after disk")
     return result
 
 

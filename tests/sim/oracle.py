@@ -383,7 +383,9 @@ def good_spans(world: "World", provider: str, start: float, end: float) -> list[
 
 def is_over(world: "World") -> bool:
     """Whether nothing more can come of any job, however long one waits."""
-    states, hopeless = _jobs(world)
+    states, _ = _jobs(world)
+    decided = [state for state in states.values() if state.deliverable_acknowledged]  # forfeited may be thought anew
+    hopeless = {(state.wallet, state.provider) for state in decided if _waits_in_vain(world, state)}
     known = [state for state in states.values() if state.spec is not None]
     if not hopeless or len(known) < world.plan.jobs:
         return False

@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import shutil
 import traceback
+from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final, cast
@@ -455,10 +456,11 @@ class World:
         """Let providers look for work ever more rarely: a job that isn't done soon has to wait for other things."""
         for after, tick in ((200.0, 15.0), (1000.0, 30.0), (3000.0, 60.0)):
             await anyio.sleep(after)
+            if after > 200.0:
+                heads._SLOWEST = 20.0  # type: ignore[misc]
             self.watch.interval = tick / 2
             for node in self.providers:
                 node.settings.tick = tick
-        heads._SLOWEST = 20.0  # type: ignore[misc]
         guardian.LOOK_SECONDS = max(guardian.LOOK_SECONDS, 200.0)  # type: ignore[misc]
 
     # --- the schedule
@@ -591,7 +593,8 @@ class Process:
         """From when to when it stood still."""
         self.is_done = False
         self.downtime = 30.0
-        self.points = 0
+        self.points = Counter[str]()
+        """How many places it has passed: of all kinds, and of each."""
         self.tasks: dict[asyncio.Task[Any], None] = {}
         crashes = world.plan.of("crash")
         self._crash = crashes[number] if 0 <= number < len(crashes) else None
@@ -603,11 +606,13 @@ class Process:
     def point(self, name: str, *, quiet: bool = False) -> None:
         """A place at which it may die."""
         if not self.dead:
-            self.points += 1
+            when, what = name.split(" ")[:2]
+            self.points.update(("", what))
             crash = self._crash
-            if crash is not None and self.points == crash.start and not self.world.chaos.healed:
-                self.world.chaos.fired.append(f"crash of process {self.number} at point {self.points}: {name}")
-                self.world.record.reach("crash " + " ".join(name.split(" ")[:2]))
+            is_there = crash is not None and crash.how in ("", what) and self.points[crash.how] == crash.start
+            if crash is not None and is_there and not self.world.chaos.healed:
+                self.world.chaos.fired.append(f"crash of process {self.number} at point {self.points['']}: {name}")
+                self.world.record.reach(f"crash {when} {what}")
                 self._die(crash.amount)
         if self.dead and not quiet:
             raise CrashError

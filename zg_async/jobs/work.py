@@ -106,7 +106,7 @@ class Work:
 
     async def paid(self, *keys: str) -> tuple[Paid, ...]:
         """List what is mined of the job under some keys and the steps of them, or under any: also what was reverted."""
-        rows = await self.broker.chain.mined_of(self.state.job_id, wallet=self.wallet)
+        rows = await self.broker.chain.mined_of(self.state.job_id, wallet=self.wallet, wait_for=keys)
         mine = (row for row in rows if not keys or any(f"{row.key}/".startswith(f"{key}/") for key in keys))
         return tuple(Paid(tx_hash=row.tx_hash, gas=row.gas_cost) for row in mine)
 

@@ -556,9 +556,18 @@ class Chain:
         lane = await self._lane(wallet)
         return (await self._outbox.refresh(lane.id)).mined_rows()
 
-    async def mined_of(self, job: str, *, wallet: str) -> tuple[Row, ...]:
-        """Return what a job has sent from a wallet and is in a block, reverted or not, by nonce."""
-        lane = await self._lane(wallet)
+    async def mined_of(self, job: str, *, wallet: str, wait_for: Iterable[str] = ()) -> tuple[Row, ...]:
+        """Return what a job has sent from a wallet and is in a block, reverted or not, by nonce.
+
+        Args:
+            job: Its id, with which its keys begin.
+            wallet: Whose.
+            wait_for: Keys; what was signed under them or under steps of them is waited for.
+        """
+        lane, keys = await self._lane(wallet), tuple(wait_for)
+        for row in (await self._outbox.refresh(lane.id)).rows_of(job):
+            if row.inclusion is None and any(f"{row.key}/".startswith(f"{key}/") for key in keys):
+                await lane.wait_mined(row)
         return tuple(r for r in (await self._outbox.refresh(lane.id)).rows_of(job) if r.inclusion is not None)
 
     async def hand_over(self, job: str, *, wallet: str) -> Handover:
