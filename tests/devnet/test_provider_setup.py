@@ -5,6 +5,7 @@ import pytest
 from tests.devnet.provider_kit import User, add_task, key_of, stub_provider
 from zg_async.devnet.provider_settings import CustomModel
 from zg_async.devnet.provider_workers import Workers
+from zg_async.devnet.ticks import next_tick
 from zg_async.wire.records import TaskProgress
 from zg_async.wire.signing import sign_digest, task_create_hash
 
@@ -223,3 +224,13 @@ async def test_a_worker_without_work_does_nothing_and_its_next_look_is_where_it_
         group.cancel_scope.cancel()
     assert seen == [pytest.approx(begin + 11 * node.settings.tick)]
     assert task.progress is TaskProgress.FAILED
+
+
+async def test_actors_with_the_same_interval_look_at_the_same_moments(clock):
+    clock.advance(0.03)
+    for due in (0.2, 0.4):
+        await next_tick(clock, 0.2)
+        assert clock.monotonic() == pytest.approx(due)
+        clock.advance(0.05)
+    await next_tick(clock, 0.0)
+    assert clock.monotonic() == pytest.approx(0.45, abs=0.0011)

@@ -34,6 +34,7 @@ from zg_async.devnet.inference_settings import (
     SettlementResult,
 )
 from zg_async.devnet.quote import build_quote
+from zg_async.devnet.ticks import next_tick
 from zg_async.errors import ZgError
 from zg_async.logs import get_logger
 from zg_async.wire.inference_api import ADAPTER_PREFIX, InvalidTokenError
@@ -221,7 +222,7 @@ class InferenceNode:
 
     async def _run(self) -> None:
         while True:
-            await self.clock.sleep(self.settings.poll_interval)
+            await next_tick(self.clock, self.settings.poll_interval)
             try:
                 if self.settings.lora_enabled:
                     await self.adapters.watch()

@@ -28,6 +28,7 @@ from zg_async.devnet.provider_rules import (
 )
 from zg_async.devnet.provider_settlement import Settlement
 from zg_async.devnet.provider_store import ProviderTask
+from zg_async.devnet.ticks import next_tick
 from zg_async.devnet.trainer import TrainingError, TrainRow, train
 from zg_async.errors import ChainError, NotStoredError, ZgError
 from zg_async.logs import get_logger
@@ -89,7 +90,7 @@ class Workers:
 
     async def _clean_up_loop(self) -> None:
         while True:
-            await self._node.clock.sleep(max(self._node.settings.tick, _CLEAN_UP_TICK))
+            await next_tick(self._node.clock, max(self._node.settings.tick, _CLEAN_UP_TICK))
             await self._do(self.settlement.clean_up_if_due)
 
     async def _do(self, work: Callable[[], Awaitable[None]]) -> None:
