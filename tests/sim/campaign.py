@@ -17,6 +17,57 @@ from tests.sim.runs import Outcome, run_seed
 
 BLOCK: Final = 50
 COUNTED: Final = ("fired", "marks", "ends")
+COMMON: Final = (
+    "acknowledged in time",
+    "below a limit",
+    "crash after chain",
+    "crash before chain",
+    "event ack_deadline_near",
+    "event job_resumed",
+    "event stage_retrying acknowledge_deliverable",
+    "event stage_retrying acknowledge_provider",
+    "event stage_retrying create_task",
+    "event stage_retrying decrypt_model",
+    "event stage_retrying download_model",
+    "event stage_retrying fund",
+    "event stage_retrying train",
+    "old head",
+    "paused",
+    "reorg took a receipt",
+    "repriced",
+    "sent the same again",
+    "transaction dropped",
+)
+"""States that any fifty schedules reach."""
+SCARCE: Final = (
+    *(f"crash {when} {what}" for when in ("before", "after") for what in ("commit", "disk", "outbox", "provider")),
+    "crash before signing",
+    "crash after signing",
+    "acknowledgeDeliverable was mined as a failure",
+    "acknowledged in the last fifth",
+    "acknowledged in the last twentieth",
+    "acknowledged unverified",
+    "answer lost: task",
+    "answer lost: transaction",
+    "close to a limit",
+    "dark chain",
+    "dark provider",
+    "disk broken",
+    "disk full",
+    "event delivery_forfeited",
+    "event job_failed limit",
+    "event job_failed lost_key",
+    "event job_failed task_failed",
+    "event job_queued",
+    "event job_warned paused",
+    "event provider_excluded",
+    "event task_adopted",
+    "provider forgot",
+    "reorg lost a transaction",
+    "several stopped by a limit",
+    "window missed",
+)
+"""States that a thousand schedules reach."""
 
 
 def is_small(seed: int) -> bool:
@@ -25,7 +76,7 @@ def is_small(seed: int) -> bool:
 
 
 def run_campaign(path: Path, seeds: range, minutes: float) -> int:
-    """Run what the file doesn't have yet, for so long at most, and say what it has. Returns how many failed."""
+    """Run what the file doesn't have yet, for so long at most, and say what it has. Returns what is amiss."""
     known = {tuple(line["seeds"]) for line in _read(path)}
     end, commit = time.monotonic() + 60 * minutes, _commit()
     for first in range(seeds.start, seeds.stop, BLOCK):
@@ -84,6 +135,9 @@ def _report(lines: list[dict[str, Any]]) -> int:
     for name in ("sizes", *COUNTED):
         total = sum((Counter(line[name]) for line in lines), Counter[str]())
         print(f"{name}:", dict(total.most_common()))
+    seen = sum((Counter(line["marks"]) for line in lines), Counter[str]())
+    missed = [mark for mark in (*COMMON, *SCARCE) if not seen[mark]] if count >= 1000 else []
+    print("never reached:", missed)
     for failure in failed:
         print(failure.splitlines()[0][:300], "|", failure.splitlines()[-1])
-    return len(failed)
+    return len(failed) + len(missed)

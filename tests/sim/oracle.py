@@ -110,7 +110,7 @@ def _check_held(world: "World") -> None:
     world.record.require(
         total <= most, f"{total} is gone or under way at {world.loop.now:.0f} s, and {most} is the limit"
     )
-    if total > 0.97 * most:
+    if total > 0.9 * most:
         world.record.reach("close to a limit")
 
 

@@ -219,6 +219,7 @@ class World:
                         self._drop()
                     return answer
                 self._hit("chain")
+                self.record.reach("old head")
                 token = behind.set(self.chaos.choose("late by", (1, 1, 2, 5)))
                 try:
                     return await handler(request)
