@@ -71,7 +71,7 @@ def test_a_task_that_was_taken_for_failed_is_delivered_by_its_jobs_own_policy():
 
 
 @pytest.mark.goal("RLB-09", part="a moment, in whole jobs")
-@pytest.mark.parametrize("first", range(3, 66, 9))
+@pytest.mark.parametrize("first", range(3, 66, 7))
 def test_a_disk_that_is_full_for_a_moment_costs_a_job_nothing_but_time(first):
     plan = Plan(0, only="none", small=True)
     plan.durable = True
