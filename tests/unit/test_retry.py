@@ -120,3 +120,24 @@ async def test_a_first_attempt_costs_no_budget(clock):
     for _ in range(5):
         await retry(Flaky(), clock=clock, budget=budget)
     assert budget.spend()
+
+
+async def test_a_busy_host_that_fails_some_calls_is_asked_again_and_never_more_than_a_fifth_more(clock):
+    budget, sent, useful, rng = RetryBudget(clock, size=20, refill=1e9), 0, 0, random.Random(1)
+    lost = 0
+    for _ in range(2000):
+        work = Flaky(*([unavailable()] * (rng.random() < 0.1)))
+        try:
+            useful += await retry(work, clock=clock, budget=budget) == "done"
+        except ProviderUnavailableError:
+            lost += 1
+        sent += work.calls
+    assert lost == 0
+    for _ in range(500):  # now every second one is lost for good
+        work = Flaky(unavailable(), unavailable(), unavailable(), unavailable())
+        with pytest.raises(ProviderUnavailableError):
+            await retry(work, clock=clock, budget=budget)
+        useful += await retry(Flaky(), clock=clock, budget=budget) == "done"
+        sent += work.calls + 1
+        lost += 1
+    assert sent - lost <= 1.2 * useful + 20

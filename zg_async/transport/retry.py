@@ -38,10 +38,15 @@ class RetryPolicy:
 
 DEFAULT: Final = RetryPolicy()
 ONCE: Final = RetryPolicy(attempts=1)
+_EARNED: Final = 0.2
 
 
 class RetryBudget:
-    """What a host may cost in retries, over all calls: each takes one of `size`, one is back every `refill` seconds."""
+    """What a host may cost in retries, over all calls: each takes one of `size`, one is back every `refill` seconds.
+
+    Every success gives `_EARNED` of one back, so that a host that many calls go to, and that fails some of them, can be
+    asked again as often as it is of use, while one that answers nothing gets what time gives.
+    """
 
     def __init__(self, clock: Clock, *, size: int = 20, refill: float = 3.0, metrics: Metrics | None = None) -> None:
         """Start with a full budget; `metrics` counts the retries."""
@@ -51,6 +56,10 @@ class RetryBudget:
         self._refill = refill
         self._left = float(size)
         self._at = clock.monotonic()
+
+    def earn(self) -> None:
+        """Note a success."""
+        self._left = min(self._size, self._left + _EARNED)
 
     def spend(self) -> bool:
         """Take one retry; False when none is left."""
@@ -89,8 +98,15 @@ async def retry(
     """
     started = clock.monotonic()
     first: ZgError | None = None
+
+    async def counted() -> T:
+        result = await work()
+        if budget is not None:
+            budget.earn()
+        return result
+
     try:
-        return await work()
+        return await counted()
     except policy.on as error:
         first = error  # only now is there anything to work out: most calls end above
     draw = (rng or random).uniform
@@ -116,7 +132,7 @@ async def retry(
         if first is not None:
             error, first = first, None
             raise error
-        return await work()
+        return await counted()
 
     return await retrying(attempt)
 
