@@ -323,7 +323,8 @@ def _check_windows(world: "World") -> None:
         if world.plan.on_unverified != "acknowledge_unverified" and _forfeited(world, task_id):
             continue
         spans = good_spans(world, provider, begin, begin + window)
-        if _stood_still(world, task_id):  # a job that failed is the guardian's, at the last call
+        # A job that failed is the guardian's, at the last call; so is what its provider has lost, unverified.
+        if _stood_still(world, task_id) or _lost(world, task_id):
             spare, spans = world.plan.look, [(max(a, begin + 0.95 * window), b) for a, b in spans]
         else:
             spare = 0.0
