@@ -84,6 +84,28 @@ async def test_a_batch_keeps_errors_in_their_places(clock):
         assert "unanswered" in str(missing)
 
 
+@pytest.mark.parametrize(("refusals", "asked"), [(2, 3), (99, 4)])
+async def test_a_read_that_the_node_is_too_busy_for_is_asked_again_and_a_write_is_not(clock, refusals, asked):
+    busy, left = {"error": {"code": -32005, "message": "rate limit exceeded"}}, [refusals]
+
+    def handler(body):
+        left[0] -= 1
+        answers = [echo(one) for one in body]
+        if left[0] >= 0:
+            answers[1] = {"jsonrpc": "2.0", "id": body[1]["id"], **busy}
+        return answers
+
+    async with serve(handler, clock) as rpc:
+        told = await rpc.batch([("eth_call", [n]) for n in range(3)])
+        assert len(rpc.bodies) == asked
+        assert (told[0], told[2]) == (0, 2)
+        assert told[1] == 1 if refusals == 2 else isinstance(told[1], ChainUnavailableError)
+        left[0] = 1
+        written = await rpc.batch([("eth_sendRawTransaction", [n]) for n in range(3)])
+        assert len(rpc.bodies) == asked + 1
+        assert isinstance(written[1], ChainUnavailableError)
+
+
 async def test_a_node_without_batches_is_asked_one_by_one(clock):
     def handler(body):
         if isinstance(body, list):

@@ -156,7 +156,7 @@ class Rpc:
 
         Args:
             asks: `Ask`s, or plain (method, params).
-            retries: Whether reads may be repeated when there was no answer at all.
+            retries: Whether reads may be repeated when there was no answer, or the node was too busy for one of them.
 
         Returns:
             Results in order; in the place of a refused one its `ChainError`.
@@ -193,12 +193,25 @@ class Rpc:
             return [(await self._answers([ask], retries=retries))[0] for ask in asks]
         if not retries or not all(ask.method.startswith((*_READS, *_MORE_READS)) for ask in asks):
             return await self._post(asks)
-        return await retry(
-            lambda: self._attempt(asks),
-            clock=self._clock,
-            policy=self._settings.retry,
-            budget=self._http.budget(self.host),
-        )
+        last: Sequence[dict[str, Any]] | None = None
+
+        async def attempt() -> Sequence[dict[str, Any]]:
+            nonlocal last
+            last = None
+            last = answers = await self._attempt(asks)
+            for ask, answer in zip(asks, answers, strict=True):
+                if "error" in answer and _is_busy(answer):
+                    raise error_of(answer["error"], what=ask.method)
+            return answers
+
+        try:
+            return await retry(
+                attempt, clock=self._clock, policy=self._settings.retry, budget=self._http.budget(self.host)
+            )
+        except ChainUnavailableError:
+            if last is None:
+                raise
+            return last  # refusals stand in their places
 
     async def _attempt(self, asks: Sequence[Ask]) -> Sequence[dict[str, Any]]:
         """Ask once, in one exchange with others while many are under way."""
