@@ -90,6 +90,11 @@ for seed in (7, 26):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("seed", [3080], ids=["a job's fee is the chain's, though nobody saw its settlement"])
+def test_a_schedule_that_once_went_wrong(seed):
+    assert run_seed(seed, small=True).problem is None
+
+
 @pytest.mark.goal("RLB-02", part="2 seeds")
 def test_a_seed_gives_the_same_schedule_in_any_process():
     root = Path(__file__).parents[2]

@@ -37,7 +37,7 @@ from zg_async.jobs.window import reminders, window_of
 from zg_async.jobs.work import Work, chain_now, check_terms, known
 from zg_async.managers.adapter_files import describe_adapter
 from zg_async.managers.deliverables import lost_key
-from zg_async.managers.task_changes import TaskSettled
+from zg_async.managers.task_changes import TaskSettled, WatchCursor
 from zg_async.wire.records import (
     DownloadedModel,
 )
@@ -47,6 +47,8 @@ KEY_WAIT_SECONDS: Final = 6 * 3600.0
 """How long to wait for a settlement before saying so; usually one to three minutes."""
 LAST_TRY_SECONDS: Final = 30.0
 """Least time an attempt to download gets, however near the window's end is."""
+_REMOVED: Final = 256
+"""Blocks that a reorganisation may have removed below a delivery: its settlement isn't older."""
 MANIFEST: Final = "zg_job.json"
 """Lies in the adapter's folder: whose it is."""
 
@@ -193,12 +195,16 @@ async def _wait_settled(work: Work) -> int | None:
 
 
 async def _told_fee(work: Work) -> int:
-    """Return what the provider said it charges, when its settlement was missed: now, if nothing was seen before."""
-    if work.state.fee:
-        return work.state.fee
-    try:
-        return (await work.broker.fine_tuning.get_task(work.provider, work.task_id)).fee
-    except ZgError:
+    """Return what the settlement took, when a watch missed it: by the chain's events, else by the provider's word."""
+    told = known(work.state.delivered).cursor
+    cursor = None if told is None else WatchCursor.decode(told)
+    first = None if cursor is None else max(cursor.block_number - _REMOVED, 0)
+    for task in (await work.broker.cost_report(first_block=first)).tasks:
+        if (task.provider, task.task_id) == (work.provider, work.task_id):
+            return task.fee
+    try:  # a node that keeps no old events
+        return work.state.fee or (await work.broker.fine_tuning.get_task(work.provider, work.task_id)).fee
+    except ProviderError:
         return 0
 
 
