@@ -199,12 +199,12 @@ async def balanced(
     async with aiohttp.ClientSession() as session:
         books = Books(devnet.info, session)
         for wallet in wallets:
-            own = [state.result for state in states if state.wallet == wallet]
+            own = [state for state in states if state.wallet == wallet]
             trail = await anyio.to_thread.run_sync(read_audit, audits[wallet])
-            paid = sorted(tx_hash for result in own if result for tx_hash in result.transactions)
+            paid = sorted(paid.tx_hash for state in own for paid in state.paid)
             if paid != sorted(transaction.tx_hash for transaction in trail.transactions):
                 wrong.append(f"{wallet}: the jobs' transactions aren't those of the audit log")
-            fees = {result.task_id: result.fee for result in own if result}
+            fees = {state.task_id: state.fee for state in own if state.deliverable_acknowledged and state.task_id}
             found = await books.check(wallet, trail, start=BALANCE, since=since, fees=fees)
             wrong += [f"{wallet}: {line}" for line in found]
     return wrong

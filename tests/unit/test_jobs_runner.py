@@ -23,12 +23,14 @@ from zg_async.errors import (
     LedgerExistsError,
     LimitError,
     ProviderUnavailableError,
+    RpcError,
     TaskFailedError,
     TrainingParamsError,
 )
 from zg_async.jobs import delivering, preparing
 from zg_async.jobs import events as e
 from zg_async.jobs.batch import state_cost
+from zg_async.jobs.driver import VIEW_TRIES
 from zg_async.jobs.runner import JobRunner
 from zg_async.jobs.sqlite import SqliteStore
 from zg_async.jobs.state import JobStatus
@@ -712,6 +714,26 @@ async def test_a_transaction_that_always_fails_is_given_up(world, runner):
     assert Counter(world.transactions)["acknowledge_deliverable"] == 3
     assert len(state.paid) == len(world.transactions)
     assert state_cost(state) == GAS * len(world.transactions)
+
+
+@pytest.mark.parametrize("times", [2, 99])
+async def test_a_senseless_answer_of_the_node_is_taken_for_a_passing_one_a_few_times(world, runner, times):
+    left = [times]
+
+    def senseless(process, count, name):
+        if name == "before deploy" and left[0]:
+            left[0] -= 1
+            raise RpcError("the node sent 'None' where bytes should be")
+
+    async with runner(senseless) as run:
+        handle = await run.submit(world.spec())
+        if times == 2:
+            await handle.result()
+        else:
+            with pytest.raises(JobFailedError, match="'None'"):
+                await handle.result()
+        retries = [event for event in await collect(handle) if isinstance(event, e.StageRetrying)]
+    assert len(retries) == min(times, VIEW_TRIES)
 
 
 async def test_a_failed_job_goes_on_where_it_failed(world, runner):

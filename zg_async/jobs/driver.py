@@ -26,6 +26,7 @@ from zg_async.errors import (
     ProviderError,
     ProviderUnavailableError,
     QueueFullError,
+    RpcError,
     ServiceNotFoundError,
     SignerNotAcknowledgedError,
     TaskFailedError,
@@ -72,7 +73,8 @@ _BEFORE_TASK: Final = frozenset({"fund", "acknowledge_provider", "upload_dataset
 LONGEST_TOLD_WAIT: Final = 600.0
 """Most that a `Retry-After` is honoured."""
 VIEW_TRIES: Final = 4
-"""How often a view of the chain that is older than what the job has seen is taken for a passing one."""
+"""How often a view of the chain that is older than what the job has seen, or an answer of the node that can't be read,
+is taken for a passing one."""
 MAX_REVERTED: Final = 2
 """How often a stage's transaction is sent anew after one was mined as a failure."""
 _UNTIL_DEADLINE: Final = frozenset({"download_model", "acknowledge_deliverable"})
@@ -367,7 +369,7 @@ def _retry(
     may_go_on = window is not None and chain_now < window.deadline
     attempt = 1 + (state.retry.attempt if state.retry is not None and state.retry.stage == stage.name else 0)
     can_help = fresh or error.retryable or isinstance(error, UnfinishedTaskError | TransactionReplacedError)
-    can_help = can_help or (attempt <= VIEW_TRIES and (_contradicts(state, error) or _is_race(stage, error)))
+    can_help = can_help or (attempt <= VIEW_TRIES and _may_be_passing(state, stage, error))
     if not (can_help or (may_go_on and isinstance(error, _MAY_BE_MENDED))):
         return None
     stages = state.spec.stages if state.spec is not None else {}
@@ -390,6 +392,11 @@ def _retry(
         retry_at=now + dt.timedelta(seconds=wait),
         fresh=fresh,
     )
+
+
+def _may_be_passing(state: JobState, stage: Stage, error: ZgError) -> bool:
+    """Say whether a back-end that is behind or out of order may have answered, or another program was faster."""
+    return isinstance(error, RpcError) or _contradicts(state, error) or _is_race(stage, error)
 
 
 def _contradicts(state: JobState, error: ZgError) -> bool:
