@@ -16,6 +16,7 @@ from zg_async import (
     ProviderUnavailableError,
     recheck_report,
 )
+from zg_async.managers.provider_client import ProviderClient
 from zg_async.transport import tee
 
 
@@ -125,7 +126,7 @@ async def test_a_provider_that_is_away_keeps_nobody_from_acknowledging(broker, p
     async def away(_):
         raise ProviderUnavailableError("away")
 
-    monkeypatch.setattr(broker.fine_tuning, "check_provider_quote", away)
+    monkeypatch.setattr(ProviderClient, "get_quote", away)
     with pytest.raises(ProviderUnavailableError):
         await broker.fine_tuning.acknowledge_provider_signer(provider)
     assert (await broker.fine_tuning.acknowledge_deliverable(provider, task, verified=model)).receipt

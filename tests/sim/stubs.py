@@ -21,7 +21,7 @@ from unittest import mock
 import eth_keys.backends
 from eth_keys.backends.native import main as native
 
-from zg_async.devnet import provider_workers
+from zg_async.devnet import provider_routes, provider_workers
 from zg_async.devnet.quote import build_quote
 from zg_async.devnet.trainer import TrainingOutcome
 from zg_async.wire import contract_abi, envelope
@@ -103,6 +103,8 @@ _encode: Final = _remembered(contract_abi.encode)
 _decode: Final = _remembered(contract_abi.decode)
 _parse_date: Final = functools.lru_cache(maxsize=1000)(email.utils.parsedate_to_datetime)
 _backend: Final = native.NativeECCBackend()
+_build_quote: Final = functools.lru_cache(maxsize=64)(build_quote.__wrapped__)
+"""Quotes signed by stubs, which nobody outside a schedule may get."""
 
 
 def _native() -> native.NativeECCBackend:
@@ -121,7 +123,7 @@ def seeded(rng: random.Random) -> Iterator[None]:
     random.seed(rng.random())
     if len(_made) > _MOST:
         _made.clear()
-        build_quote.cache_clear()  # it keeps signatures
+        _build_quote.cache_clear()
     ephemeral = random.Random(rng.random())
 
     def new_id() -> uuid.UUID:
@@ -144,6 +146,7 @@ def seeded(rng: random.Random) -> Iterator[None]:
         mock.patch.object(envelope, "fast_multiply", _multiply_stub),
         mock.patch.object(envelope, "_random_key", ephemeral_key),
         mock.patch.object(provider_workers, "train", _train_stub),
+        mock.patch.object(provider_routes, "build_quote", _build_quote),
         mock.patch.object(os, "fsync", _no_sync),
         mock.patch.object(eth_keys.backends, "get_backend", _native),
         mock.patch.object(contract_abi, "encode", _encode),

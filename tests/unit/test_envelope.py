@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import os
 import tracemalloc
 from collections.abc import Iterator
 
@@ -44,6 +45,8 @@ def backend(request, monkeypatch):
 @pytest.fixture(params=["coincurve", "python"])
 def curve(request, monkeypatch):
     if request.param == "coincurve":
+        if folder := os.environ.get("ZG_COINCURVE"):
+            monkeypatch.syspath_prepend(folder)
         pytest.importorskip("coincurve")
     monkeypatch.setattr(envelope, "_has_coincurve", lambda: request.param == "coincurve")
 

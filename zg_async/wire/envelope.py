@@ -190,7 +190,7 @@ def _multiplied(encoded: bytes, private_key: bytes) -> bytes:
     if _has_coincurve():
         from coincurve import PublicKey
 
-        return PublicKey(encoded).multiply(private_key).format(compressed=False)
+        return bytes(PublicKey(encoded).multiply(private_key).format(compressed=False))
     x, y = fast_multiply(point, scalar)
     return b"\x04" + x.to_bytes(32, "big") + y.to_bytes(32, "big")
 
