@@ -90,7 +90,14 @@ for seed in (7, 26):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [3080], ids=["a job's fee is the chain's, though nobody saw its settlement"])
+@pytest.mark.parametrize(
+    "seed",
+    [3080, 7613],
+    ids=[
+        "a job's fee is the chain's, though nobody saw its settlement",
+        "a delivery is acknowledged once, though for a while nobody could say whose it was",
+    ],
+)
 def test_a_schedule_that_once_went_wrong(seed):
     assert run_seed(seed, small=True).problem is None
 

@@ -34,7 +34,7 @@ from zg_async.jobs.events import (
     RestAskedBack,
 )
 from zg_async.jobs.window import reminders, window_of
-from zg_async.jobs.work import Work, chain_now, check_terms, known
+from zg_async.jobs.work import Work, be_alone, chain_now, check_terms, known
 from zg_async.managers.adapter_files import describe_adapter
 from zg_async.managers.deliverables import lost_key
 from zg_async.managers.task_changes import TaskSettled, WatchCursor
@@ -130,6 +130,7 @@ async def acknowledge_deliverable(work: Work) -> AsyncGenerator[Event, None]:
     Changed terms stop it, but not beyond the last mark: what was trained is paid by the old ones, and the key is lost
     otherwise.
     """
+    await be_alone(work)
     keys = work.keys(f"acknowledge_deliverable/{work.task_id}")
     now = await chain_now(work)
     for reminder in reminders(work.state, now):

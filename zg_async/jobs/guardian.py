@@ -151,7 +151,7 @@ class Guardian:
             elif _is_of(state, task):
                 self._owners[task.task_id] = state
                 return state
-            if _may_have_forgotten(state, wallet):
+            if _may_have_forgotten(state, wallet) or (_may_have_asked(state, wallet, task) and self._is_early(task)):
                 return None
         return ended or JobState()
 
@@ -180,7 +180,7 @@ class Guardian:
             self._start(state)
             return
         spec = self._spec(wallet, task, service)
-        if (asked := await self._asked_by(task)) is not None:
+        if (asked := await self._asked_by(wallet, task)) is not None:
             spec = dataclasses.replace(spec, on_unverified=asked.on_unverified)
         submitted = JobSubmitted(spec=spec, wallet=wallet)
         adopted = TaskAdopted(
@@ -200,11 +200,13 @@ class Guardian:
             state = self._owners[task.task_id] = fold(events)
             self._start(state)
 
-    async def _asked_by(self, task: OpenTask) -> JobSpec | None:
-        """Return what the job was to do that once asked for a task, and has taken it for failed since."""
+    async def _asked_by(self, wallet: Address, task: OpenTask) -> JobSpec | None:
+        """Return what the job was to do that asked for a task: it took it for failed, or can't find it yet."""
         nonce = task.task.request_nonce if task.task else None
         for job_id in await self._store.list_jobs():
             events = await self._store.read(job_id)
+            if _may_have_asked(state := fold(events), wallet, task):
+                return state.spec
             for event in events:
                 if isinstance(event, TaskCreated) and event.task_id == task.task_id:
                     return fold(events).spec
@@ -269,6 +271,12 @@ def _is_of(state: JobState, task: OpenTask) -> bool:
 def _may_have_forgotten(state: JobState, wallet: Address) -> bool:
     """Say whether a job that lost rows may still claim a task as its own."""
     return state.suspect and state.wallet == wallet and state.request_nonce is None and not state.status.is_terminal
+
+
+def _may_have_asked(state: JobState, wallet: Address, task: OpenTask) -> bool:
+    """Say whether a delivery whose provider tells nothing may be of the task that a job has asked for."""
+    waits = state.request_nonce is not None and state.task_id is None and not state.status.is_terminal
+    return task.task is None and waits and (state.wallet, state.provider) == (wallet, task.provider)
 
 
 async def _low_gas(view: "Broker", wallet: Address, count: int) -> JobWarned | None:

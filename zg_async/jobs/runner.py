@@ -37,7 +37,7 @@ from zg_async.jobs.events import (
     JobSubmitted,
     JobWarned,
 )
-from zg_async.jobs.guardian import Guardian
+from zg_async.jobs.guardian import Guardian, adopted_id
 from zg_async.jobs.handle import JobHandle
 from zg_async.jobs.moving import absolute, newer_events, read_job, write_job
 from zg_async.jobs.notify import Notifier, Notify, notifying
@@ -392,11 +392,21 @@ class JobRunner:
                 continue
             names = {name for name in (other.task_id, other.request_nonce) if name}
             if names & {state.task_id, state.request_nonce}:
-                await self._halt(other.job_id)
-                await self._broker.chain.hand_over(other.job_id, wallet=known(other.wallet))  # what it signed is mined
-                reason = f"its task is that of {state.job_id}, which was imported"
-                await self._store.append(other.job_id, JobCancelled(reason=reason, at=now(self._clock)))
-                self._guardian.forget(known(other.task_id))
+                await self._end_adopted(other, f"its task is that of {state.job_id}, which was imported")
+
+    async def _displace(self, state: JobState) -> None:
+        """End what the guardian began for a job's task while nobody could say whose it was."""
+        if state.adopted or state.task_id is None:
+            return
+        events = await self._store.read(adopted_id(self._broker.chain.genesis_hash, known(state.wallet), state.task_id))
+        if events and not (other := fold(events)).status.is_terminal:
+            await self._end_adopted(other, f"its task is that of {state.job_id}")
+
+    async def _end_adopted(self, other: JobState, reason: str) -> None:
+        await self._halt(other.job_id)
+        await self._broker.chain.hand_over(other.job_id, wallet=known(other.wallet))  # what it signed is mined
+        await self._store.append(other.job_id, JobCancelled(reason=reason, at=now(self._clock)))
+        self._guardian.forget(known(other.task_id))
 
     async def _check_place(self, spec: JobSpec, *, needs_dataset: bool) -> None:
         if needs_dataset and spec.dataset_root is None and not await anyio.Path(spec.dataset).is_file():
@@ -539,7 +549,7 @@ class JobRunner:
         self._cap(state)
         try:
             driver = Driver(self._broker, self._store, self._scheduler, state)
-            driver.approve, driver.presence = self._approve, self._presence
+            driver.approve, driver.presence, driver.work.displace = self._approve, self._presence, self._displace
             driver.keep_turn()
         except JournalError as error:
             self._stopped[state.job_id] = error

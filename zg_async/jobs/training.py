@@ -27,7 +27,7 @@ from zg_async.jobs.events import (
 )
 from zg_async.jobs.preparing import estimate_cost, needed
 from zg_async.jobs.state import JobState
-from zg_async.jobs.work import Work, check_terms, known, lost_task
+from zg_async.jobs.work import Work, be_alone, check_terms, known, lost_task
 from zg_async.managers.task_changes import TaskQueueMoved, TaskStateChanged, TaskStuck
 from zg_async.text import printable
 from zg_async.units import format_amount
@@ -126,6 +126,7 @@ async def charge(work: Work, fee: int, *, settled: bool = False) -> None:
 
 async def train(work: Work) -> AsyncGenerator[Event, None]:
     """Follow the task until its deliverable is on chain."""
+    await be_alone(work)
     tuning = work.broker.fine_tuning
     cursor, deadline, root, is_gone = None, None, None, False
     try:

@@ -3,7 +3,7 @@
 import dataclasses
 import datetime as dt
 import json
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar
@@ -54,6 +54,8 @@ class Work:
     """Seconds by which the chain's clock is ahead of this machine's."""
     is_plan: bool = False
     """Whether nothing is done, so no turn is taken."""
+    displace: Callable[[JobState], Awaitable[None]] | None = None
+    """Ends what the guardian began for the job's task; None: there is no guardian."""
 
     @property
     def spec(self) -> JobSpec:
@@ -120,6 +122,12 @@ async def chain_now(work: Work) -> dt.datetime:
         block = await work.broker.chain.block()
         work.skew = max(block.timestamp.timestamp() - work.broker.clock.now(), 0.0)
     return dt.datetime.fromtimestamp(work.broker.clock.now() + work.skew, dt.UTC)
+
+
+async def be_alone(work: Work) -> None:
+    """See that no other job does anything about this job's task."""
+    if work.displace is not None:
+        await work.displace(work.state)
 
 
 def known(value: _T | None) -> _T:
