@@ -188,7 +188,7 @@ def _multiplied(encoded: bytes, private_key: bytes) -> bytes:
     """Multiply a point: with coincurve where signing uses it (a hundred times faster), else in pure Python."""
     point, scalar = _point(encoded), _scalar(private_key)
     if _has_coincurve():
-        from coincurve import PublicKey
+        from coincurve import PublicKey  # pyright: ignore[reportMissingImports]  # an extra
 
         return bytes(PublicKey(encoded).multiply(private_key).format(compressed=False))
     x, y = fast_multiply(point, scalar)
