@@ -6,6 +6,7 @@ import os
 import platform
 import shutil
 from collections.abc import AsyncGenerator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -20,6 +21,7 @@ from zg_async.errors import (
     KeyNotReleasedError,
     LostKeyError,
     ProviderError,
+    RpcError,
     ZgError,
 )
 from zg_async.jobs.events import (
@@ -135,7 +137,7 @@ async def acknowledge_deliverable(work: Work) -> AsyncGenerator[Event, None]:
     now = await chain_now(work)
     for reminder in reminders(work.state, now):
         yield reminder
-    may_stop = not _is_last_call(work, now) and not await work.sent(*keys)
+    may_stop = not _is_last_call(work, now) and not await work.has_done(*keys)
     if may_stop:
         await check_terms(work, may_be_away=True)
     model = work.state.model
@@ -196,17 +198,20 @@ async def _wait_settled(work: Work) -> int | None:
 
 
 async def _told_fee(work: Work) -> int:
-    """Return what the settlement took, when a watch missed it: by the chain's events, else by the provider's word."""
+    """Return what the settlement took, when a watch missed it.
+
+    By the chain's events; where the node gives none by the provider's word; 0 when nobody tells.
+    """
     told = known(work.state.delivered).cursor
     cursor = None if told is None else WatchCursor.decode(told)
     first = None if cursor is None else max(cursor.block_number - _REMOVED, 0)
-    for task in (await work.broker.cost_report(first_block=first)).tasks:
-        if (task.provider, task.task_id) == (work.provider, work.task_id):
-            return task.fee
-    try:  # a node that keeps no old events
+    with suppress(RpcError):  # a node that gives no old events
+        for task in (await work.broker.cost_report(first_block=first)).tasks:
+            if (task.provider, task.task_id) == (work.provider, work.task_id):
+                return task.fee
+    with suppress(ZgError):
         return work.state.fee or (await work.broker.fine_tuning.get_task(work.provider, work.task_id)).fee
-    except ProviderError:
-        return 0
+    return 0
 
 
 async def _unpack(work: Work, encrypted: str) -> tuple[str, ...]:

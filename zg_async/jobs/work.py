@@ -94,17 +94,13 @@ class Work:
         count = self.state.generations.get(effect.split("/")[0], 0)
         return [base, *(f"{base}/again-{n}" for n in range(1, count + 1))]
 
-    async def sent(self, *keys: str) -> tuple[Paid, ...]:
-        """Look up what was mined under some keys, by this process or an earlier one."""
-        found: list[Paid] = []
+    async def has_done(self, *keys: str) -> bool:
+        """Say whether anything was mined under some keys and wasn't reverted, by this process or an earlier one."""
         for key in keys:
-            try:
-                receipt = await self.broker.chain.recall(key, wallet=self.wallet)
-            except ContractRevertedError:
-                continue
-            if receipt is not None:
-                found.append(Paid(tx_hash=receipt.tx_hash, gas=receipt.gas_cost))
-        return tuple(found)
+            with suppress(ContractRevertedError):
+                if await self.broker.chain.recall(key, wallet=self.wallet) is not None:
+                    return True
+        return False
 
     async def paid(self, *keys: str) -> tuple[Paid, ...]:
         """List what is mined of the job under some keys and the steps of them, or under any: also what was reverted."""

@@ -8,10 +8,10 @@ first in it serves next: each finds by its own key what was sent for it.
 Programs of this user that share a wallet take turns by a lock on a file, which the system drops when one of them dies.
 """
 
+import contextlib
 import dataclasses
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Final
 
 import anyio
@@ -65,49 +65,46 @@ class Wish:
 
 
 class MoneyLock:
-    """One who plans and moves a wallet's money at a time, over all programs of this user. An async context manager."""
+    """One who plans and moves a wallet's money at a time, over all programs of this user."""
 
     def __init__(self, path: Path | None, clock: Clock) -> None:
         """Name the file; None: only this process counts."""
         self._path = path
         self._clock = clock
         self._here = anyio.Lock()
-        self._file: Lock | None = None
 
-    async def __aenter__(self) -> None:
-        await self._here.acquire()
-        try:
-            await self._take()
-        except BaseException:
-            self._here.release()
-            raise
+    @contextlib.asynccontextmanager
+    async def held(self) -> AsyncGenerator[None, None]:
+        """Wait for the turn and hold it."""
+        async with self._here:
+            file = None if self._path is None else await self._taken(self._path)
+            try:
+                yield
+            finally:
+                if file is not None:
+                    await _close(file)
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        file, self._file = self._file, None
-        try:
-            if file is not None:
-                with anyio.CancelScope(shield=True):
-                    await anyio.to_thread.run_sync(file.close)
-        finally:
-            if file is not None:
-                file.close()  # nothing, unless there was no thread to be had
-            self._here.release()
-
-    async def _take(self) -> None:
+    async def _taken(self, path: Path) -> Lock:
         began = said = self._clock.monotonic()
         pause = _LOOK_SECONDS
-        while self._path is not None:
+        while True:
             with anyio.CancelScope(shield=True):  # short; a lock that nobody knows of would never be let go
-                self._file = await anyio.to_thread.run_sync(_lock, self._path)
-            if self._file is not None:
-                return
+                file = await anyio.to_thread.run_sync(_lock, path)
+            if file is not None:
+                return file
             await self._clock.sleep(pause)
             pause = min(pause * 1.5, _LONGEST_LOOK)
             if self._clock.monotonic() - said > _SAY_SECONDS:
                 said = self._clock.monotonic()
                 _log.warning("another program plans this wallet's funding since %.0f s: waiting", said - began)
+
+
+async def _close(file: Lock) -> None:
+    try:
+        with anyio.CancelScope(shield=True):
+            await anyio.to_thread.run_sync(file.close)
+    finally:
+        file.close()  # nothing, unless there was no thread to be had
 
 
 def _lock(path: Path) -> Lock | None:
@@ -164,7 +161,7 @@ class FundingLine:
     async def _serve(self, serve: Callable[[Sequence[Wish]], Awaitable[None]]) -> None:
         self._is_serving = True
         try:
-            async with self.lock:
+            async with self.lock.held():
                 first: dict[tuple[Address, str], Wish] = {}
                 for wish in self._waiting:
                     first.setdefault((wish.provider, wish.service_type), wish)

@@ -181,7 +181,7 @@ class InferenceFunds(InferenceTokens):
                     f"{format_amount(most)}",
                     hint="Raise the cap, or call ledger.transfer_fund yourself",
                 )
-            async with self._ctx.funding.lock:
+            async with self._ctx.funding.lock.held():
                 receipt = await self._ledger.transfer_fund(address, "inference", funds.needed, key=key)
             self._owed[address] = 0
             return receipt
