@@ -88,6 +88,7 @@ class MoneyLock:
         began = said = self._clock.monotonic()
         pause = _LOOK_SECONDS
         while True:
+            file: Lock | None = None
             with anyio.CancelScope(shield=True):  # short; a lock that nobody knows of would never be let go
                 file = await anyio.to_thread.run_sync(_lock, path)
             if file is not None:
