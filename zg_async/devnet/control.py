@@ -205,12 +205,10 @@ class Control:
         return {"block": (await self._devnet.client.head())[0]}
 
     async def _block_time(self, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
-        seconds, engine = _number(arguments, "seconds"), self._devnet.engine
-        if engine is None:
-            raise ConfigError("the attached chain makes its blocks itself")
-        await engine.set_block_time(seconds)
+        seconds = _number(arguments, "seconds")
+        await self._devnet.client.request("evm_setIntervalMining", seconds)
         if not seconds:
-            await engine.set_automine(True)
+            await self._devnet.client.request("evm_setAutomine", True)
         return {}
 
     async def _reorg(self, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
