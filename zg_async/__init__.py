@@ -123,7 +123,8 @@ _HOMES = {
     "zg_async.managers.verification_record": ("Evidence", "Pin", "ServiceVerification", "recheck_report"),
     "zg_async.managers.log_follow": ("LogFollow", "MetricFollow"),
     "zg_async.managers.refund_watch": ("RefundsChanged",),
-    "zg_async.managers.watch": ("PollPolicy", "TaskWatch"),
+    "zg_async.managers.polling": ("PollPolicy",),
+    "zg_async.managers.watch": ("TaskWatch",),
     "zg_async.wire.metric_series": ("MetricSeries",),
     "zg_async.metrics": ("Histogram", "Metrics", "MetricsSnapshot"),
     "zg_async.networks": ("NETWORKS", "Network", "get_network"),
@@ -308,6 +309,7 @@ if TYPE_CHECKING:
     from zg_async.managers.media import ImageJobStatus as ImageJobStatus
     from zg_async.managers.media import Transcript as Transcript
     from zg_async.managers.model_limits import ModelLimits as ModelLimits
+    from zg_async.managers.polling import PollPolicy as PollPolicy
     from zg_async.managers.refund_watch import RefundsChanged as RefundsChanged
     from zg_async.managers.retrieving import Retrieval as Retrieval
     from zg_async.managers.services import LedgerLimits as LedgerLimits
@@ -330,7 +332,6 @@ if TYPE_CHECKING:
     from zg_async.managers.verification_record import Pin as Pin
     from zg_async.managers.verification_record import ServiceVerification as ServiceVerification
     from zg_async.managers.verification_record import recheck_report as recheck_report
-    from zg_async.managers.watch import PollPolicy as PollPolicy
     from zg_async.managers.watch import TaskWatch as TaskWatch
     from zg_async.metrics import Histogram as Histogram
     from zg_async.metrics import Metrics as Metrics

@@ -18,10 +18,11 @@ from zg_async.managers.funding_line import FundingLine
 from zg_async.managers.inference import InferenceManager
 from zg_async.managers.inference_services import InferencePolicy
 from zg_async.managers.ledger import LedgerManager
+from zg_async.managers.polling import PollPolicy
 from zg_async.managers.services import ServiceDirectory
 from zg_async.managers.storage import StorageManager
 from zg_async.managers.verification import Verifier
-from zg_async.managers.watch import PollPolicy, WatchHub
+from zg_async.managers.watch import WatchHub
 from zg_async.metrics import Metrics
 from zg_async.networks import Network, get_network
 from zg_async.paths import state_dir as default_state_dir

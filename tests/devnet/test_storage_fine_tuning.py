@@ -10,7 +10,7 @@ from zg_async import ConfigError, DatasetError, TaskProgress, create_broker
 from zg_async.devnet.network import Devnet
 from zg_async.errors import StorageError
 from zg_async.managers.dataset_sources import KEPT_SECONDS, DatasetBook
-from zg_async.managers.watch import PollPolicy
+from zg_async.managers.polling import PollPolicy
 from zg_async.transport.http import HttpSettings
 from zg_async.transport.limiter import ProviderLimits
 from zg_async.wire.hashing import keccak256

@@ -27,7 +27,7 @@ from tests.fault.kill_runner import DIED, PARAMS, POINTS, RESULT, STDERR, serve
 from zg_async.broker import create_broker
 from zg_async.jobs.batch import Batch
 from zg_async.jobs.runner import JobRunner
-from zg_async.managers.watch import PollPolicy
+from zg_async.managers.polling import PollPolicy
 from zg_async.transport.audit import read_audit
 from zg_async.transport.http import HttpSettings
 from zg_async.transport.limiter import UNLIMITED

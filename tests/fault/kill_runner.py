@@ -32,7 +32,7 @@ from zg_async.broker import create_broker
 from zg_async.jobs.runner import JobRunner
 from zg_async.jobs.spec import JobSpec
 from zg_async.jobs.sqlite import SqliteStore
-from zg_async.managers.watch import PollPolicy
+from zg_async.managers.polling import PollPolicy
 from zg_async.transport.http import HttpSettings
 from zg_async.transport.limiter import UNLIMITED
 from zg_async.transport.sqlite_outbox import SqliteOutbox

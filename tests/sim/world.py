@@ -42,7 +42,7 @@ from zg_async.jobs.spec import JobSpec
 from zg_async.jobs.sqlite import SqliteStore
 from zg_async.jobs.store import Journal, MemoryStore, Owner
 from zg_async.managers import funding_line
-from zg_async.managers.watch import PollPolicy
+from zg_async.managers.polling import PollPolicy
 from zg_async.networks import NETWORKS
 from zg_async.transport import heads
 from zg_async.transport.book import LaneBook

@@ -10,9 +10,7 @@ provider: more wallets stretch the round. An event on chain wakes it, so what th
 
 import collections
 import copy
-import dataclasses
 import datetime as dt
-import random
 import weakref
 from collections.abc import AsyncIterator, Mapping
 from types import TracebackType
@@ -22,7 +20,6 @@ import anyio
 
 from zg_async.background import Background, Child
 from zg_async.clock import Clock
-from zg_async.correlation import correlated
 from zg_async.errors import (
     AccountNotFoundError,
     ChainUnavailableError,
@@ -32,11 +29,10 @@ from zg_async.errors import (
     ZgError,
 )
 from zg_async.logs import get_logger
+from zg_async.managers.polling import Poller, PollPolicy, QueueLength
 from zg_async.managers.provider_client import ProviderClient
 from zg_async.managers.services import ServiceDirectory
 from zg_async.managers.task_changes import (
-    QUEUED,
-    STUCK_SECONDS,
     ChainFact,
     TaskChange,
     TaskStory,
@@ -57,7 +53,7 @@ from zg_async.wire.contracts import (
     ServiceUpdated,
     decode_log,
 )
-from zg_async.wire.records import Address, Deliverable, Task, TaskId, TaskProgress
+from zg_async.wire.records import Address, Deliverable, Task, TaskId
 
 _log = get_logger("zg_async.watch")
 
@@ -67,28 +63,10 @@ _SERVICE_TOPICS: Final = ("ServiceUpdated", "ServiceRemoved", "InferenceServiceU
 _SERVICE_AGE: Final = 3600.0
 """Seconds a registration is believed while the chain's events, which tell of changes, are read."""
 _SERVICE_AGE_UNTOLD: Final = 60.0
-_WARN_AFTER: Final = 3
-"""Rounds that fail in a row before watches are told."""
 _LOG_SECONDS: Final = 10.0
 _LOG_TAIL: Final = 20_000
 _MAX_PENDING: Final = 1000
 """Facts a watch holds for a consumer that doesn't come; older provider answers are dropped first."""
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class PollPolicy:
-    """How politely providers are asked."""
-
-    first: float = 0.5
-    """Seconds until the next round after something changed."""
-    longest: float = 15.0
-    """Seconds between rounds at most, while few wallets are watched."""
-    growth: float = 1.4
-    """How much longer each quiet round waits."""
-    rate: float = 5.0
-    """Requests per second to one provider, at most."""
-    stuck_seconds: Mapping[TaskProgress, float] = dataclasses.field(default_factory=lambda: STUCK_SECONDS)
-    """How long a task may be in each state before that is told; a state that isn't named may last."""
 
 
 def _topic(address: Address) -> bytes:
@@ -109,7 +87,7 @@ class WatchHub:
         self.clock = clock
         self.policy = policy or PollPolicy()
         self._background = Background()
-        self._pollers: dict[Address, _Poller] = {}
+        self._pollers: dict[Address, Poller] = {}
         self._watches: dict[tuple[Address, Address, TaskId], weakref.WeakSet[TaskWatch]] = {}
         self.looks = _Looks(chain, services)
         self.request_nonces: dict[Address, int] = {}
@@ -148,7 +126,7 @@ class WatchHub:
             # a loop that was left by force drops its watch without a word
             weakref.finalize(watch, self._background.soon, self._forget, watch.key).atexit = False
         if (poller := self._pollers.get(watch.provider)) is None:
-            poller = self._pollers[watch.provider] = _Poller(self, watch.provider)
+            poller = self._pollers[watch.provider] = Poller(self, watch.provider)
             poller.task = self._background.start(poller.run(), name=f"poll {watch.provider}")
         poller.add(watch.wallet, watch.task_id)
         if self._reader is None:
@@ -177,10 +155,10 @@ class WatchHub:
         """Return the live watches of a task."""
         return list(self._watches.get((wallet, provider, task_id), ()))
 
-    def poke(self, provider: Address) -> None:
-        """Make a provider's poller ask now."""
+    def poke(self, provider: Address, wallet: Address) -> None:
+        """Make a provider's poller ask for a wallet's tasks now."""
         if poller := self._pollers.get(provider):
-            poller.poke()
+            poller.poke(wallet)
 
     async def pace(self, provider: Address) -> None:
         """Wait until another request to a provider that is polled keeps the rate."""
@@ -232,7 +210,7 @@ class WatchHub:
             return
         for watch in self.watches(event.user, event.provider, TaskId(event.id)):
             watch.put(event)
-        self.poke(event.provider)
+        self.poke(event.provider, event.user)
 
 
 _Key = tuple[Address, Address, TaskId]
@@ -310,132 +288,6 @@ class _Logs:
                     log = ""
                 self._read[key] = (self._hub.clock.monotonic(), log[-_LOG_TAIL:])
             return self._read[key][1]
-
-
-class _Poller:
-    """Asks one provider for the tasks of every watched wallet."""
-
-    def __init__(self, hub: WatchHub, provider: Address) -> None:
-        self._hub = hub
-        self._provider = provider
-        self._wanted: dict[Address, set[TaskId]] = {}
-        self._wake = anyio.Event()
-        self._failures = 0
-        self._next = hub.clock.monotonic()
-        """When the next request may go out."""
-        self._seen: dict[TaskId, tuple[str, dt.datetime]] = {}
-        self._progress: dict[TaskId, TaskProgress] = {}
-        self.task: Child | None = None
-
-    def add(self, wallet: Address, task_id: TaskId) -> None:
-        self._wanted.setdefault(wallet, set()).add(task_id)
-        self.poke()
-
-    def drop(self, wallet: Address, task_id: TaskId) -> bool:
-        """Ask no more for a task; True: that was the last one, and the poller has ended."""
-        if tasks := self._wanted.get(wallet):
-            tasks.discard(task_id)
-            if not tasks:
-                del self._wanted[wallet]
-        if not self._wanted and self.task is not None:
-            self.task.cancel()
-        return not self._wanted
-
-    def poke(self) -> None:
-        self._wake.set()
-
-    async def run(self) -> None:
-        policy, clock = self._hub.policy, self._hub.clock
-        pause = policy.first
-        while True:
-            self._wake = anyio.Event()
-            with correlated(provider=self._provider):
-                changed = await self._round()
-            pause = policy.first if changed else min(pause * policy.growth, policy.longest)
-            planned = pause * random.uniform(0.8, 1.2)
-            due = clock.monotonic() + planned
-            await clock.wait(self._wake, planned)
-            if not self._wake.is_set():
-                self._hub.http.metrics.observe("poll.lag", max(clock.monotonic() - due, 0.0))
-
-    async def _round(self) -> bool:
-        """Ask for each wallet once; return whether anything changed."""
-        changed = False
-        for wallet, tasks in list(self._wanted.items()):
-            await self.pace()
-            if tasks:  # else all have left meanwhile
-                changed |= await self._ask(wallet, tasks)
-        if queued := self._queued():
-            await self.pace()
-            await self._ask_queue(queued)
-        return changed
-
-    async def pace(self) -> None:
-        """Wait until another request keeps the rate, however many ask."""
-        clock = self._hub.clock
-        at = max(self._next, clock.monotonic())
-        self._next = at + 1 / self._hub.policy.rate
-        if (early := at - clock.monotonic()) > 0:
-            await clock.sleep(early)
-
-    def _queued(self) -> "list[TaskWatch]":
-        """Return the watches of tasks that wait for training."""
-        return [
-            watch
-            for wallet, tasks in self._wanted.items()
-            for task_id in tasks
-            if self._progress.get(task_id) in QUEUED
-            for watch in self._hub.watches(wallet, self._provider, task_id)
-        ]
-
-    async def _ask_queue(self, queued: "list[TaskWatch]") -> None:
-        try:
-            pending = await (await self._hub.client(self._provider)).pending()
-        except ZgError:
-            return  # the tasks were answered for; how long the queue is only adds to that
-        for watch in queued:
-            watch.put(QueueLength(pending))
-
-    async def _ask(self, wallet: Address, tasks: set[TaskId]) -> bool:
-        try:
-            answers = await self._fetch(wallet, tasks)
-        except ZgError as e:
-            self._failures += 1
-            if isinstance(e, TaskNotFoundError) or not e.retryable:
-                self._tell(wallet, tasks, e)
-            elif self._failures == _WARN_AFTER:
-                self._tell(wallet, tasks, f"{self._provider} doesn't answer ({e.message}); still trying")
-            return False
-        self._failures = 0
-        changed = False
-        for task in answers:
-            if task.id in tasks:
-                seen = (task.progress_text, task.updated_at)
-                changed |= self._seen.get(task.id) != seen
-                self._seen[task.id] = seen
-                self._progress[task.id] = task.progress
-                for watch in self._hub.watches(wallet, self._provider, task.id):
-                    watch.put(task)
-        return changed
-
-    async def _fetch(self, wallet: Address, tasks: set[TaskId]) -> tuple[Task, ...]:
-        client = await self._hub.client(self._provider)
-        self._hub.http.metrics.count("polls")
-        if len(tasks) == 1:
-            return (await client.get_task(wallet, next(iter(tasks))),)
-        return await client.list_tasks(wallet)
-
-    def _tell(self, wallet: Address, tasks: set[TaskId], what: ZgError | str) -> None:
-        for task_id in list(tasks):
-            for watch in self._hub.watches(wallet, self._provider, task_id):
-                watch.put(what.again() if isinstance(what, ZgError) else what)
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class QueueLength:
-    """How many tasks of all users a provider has in setup or training."""
-
-    pending: int
 
 
 _Fact = Task | QueueLength | ChainFact | Rewound | Resync | ZgError | str
