@@ -157,7 +157,7 @@ def broker_options(order: Mapping[str, Any], state: Path) -> dict[str, Any]:
     }
     if not order["limited"]:
         options["http"] = HttpSettings(limits=ProviderLimits(rate=None))
-        options["polling"] = PollPolicy(first=0.2, rate=1000.0)
+        options["polling"] = PollPolicy(rate=1000.0)
     return options
 
 

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 _WARN_AFTER: Final = 3
 """Requests that fail in a row before watches are told."""
 
+_CHAIN_TELLS: Final = frozenset({TaskProgress.DELIVERED, TaskProgress.USER_ACKNOWLEDGED})
+"""States whose end is an event on chain."""
+
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class PollPolicy:
@@ -59,10 +62,11 @@ class _Turn:
         self._hub.http.metrics.observe("poll.lag", max(self._hub.clock.monotonic() - self.due, 0.0))
         self.due = math.inf
 
-    def end(self, *, changed: bool) -> None:
-        """Plan the next time."""
+    def end(self, *, changed: bool, rests: bool = False) -> None:
+        """Plan the next time: soon after a change, and late where others tell of the next one."""
         policy = self._hub.policy
-        self._pause = policy.first if changed else min(self._pause * policy.growth, policy.longest)
+        longer = policy.longest if rests else min(self._pause * policy.growth, policy.longest)
+        self._pause = policy.first if changed and not rests else longer
         self.due = min(self.due, self._hub.clock.monotonic() + self._pause * random.uniform(0.8, 1.2))
 
 
@@ -138,7 +142,8 @@ class Poller:
             await self.pace()
             if turn := self._wallets.get(wallet):  # else all have left meanwhile
                 turn.begin()
-                turn.end(changed=await self._ask(wallet, turn))
+                changed = await self._ask(wallet, turn)
+                turn.end(changed=changed, rests=all(self._progress.get(t) in _CHAIN_TELLS for t in turn.tasks))
         await self._ask_queue()
 
     async def pace(self) -> None:
