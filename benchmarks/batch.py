@@ -3,11 +3,11 @@
     python benchmarks/batch.py [JOBS ...] [--providers 50] [--engine pyevm|anvil] [--dataset-kb 1] [--delivery-mb 0]
                                [--real-limits]                                     default 100 300 1000
 
-A devnet in its own processes, its providers' limits off and their ticks 0.2 s; every run has fresh wallets, one for
-each 50 jobs: so many sub-accounts a wallet may have. Each run is a process of its own, twice for each size: one runner
-with all jobs in one event loop, and a thread per job that makes the same calls through `zg_async.sync`. Both sign with
-pure Python, and once more with coincurve where it is installed. `--real-limits` measures one batch against a devnet
-whose providers limit requests as real ones do, with the client's own limits on.
+A devnet in its own processes, its providers' limits off, their ticks and its blocks 0.2 s; every run has fresh
+wallets, one for each 50 jobs: so many sub-accounts a wallet may have. Each run is a process of its own, twice for each
+size: one runner with all jobs in one event loop, and a thread per job that makes the same calls through
+`zg_async.sync`. Both sign with pure Python, and once more with coincurve where it is installed. `--real-limits`
+measures one batch against a devnet whose providers limit requests as real ones do, with the client's own limits on.
 
 CPU is the client process's, all threads; what elliptic curves took of it (signing, checking signatures, unwrapping
 keys) is given apart. A job in flight takes the growth of the resident memory at its highest, divided by the jobs. The
@@ -51,6 +51,7 @@ PARAMS = {
     "learning_rate": 0.0002,
     "max_steps": 1,
 }
+BLOCK_TIME = 0.2
 PROBE = 0.02
 LIMITED_JOBS = 12
 BARE = 200
@@ -310,7 +311,7 @@ async def main(options: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory() as name:
         dataset = Path(name) / "train.jsonl"
         dataset.write_text(rows(options.dataset_kb * 1024))
-        words = ["--engine", options.engine, "--providers", str(options.providers)]
+        words = ["--engine", options.engine, "--providers", str(options.providers), "--block-time", str(BLOCK_TIME)]
         words += [] if options.real_limits else ["--limits", "off"]
         with DevnetProcess(*words, ready_seconds=600) as devnet:
             if options.delivery_mb:

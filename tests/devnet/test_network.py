@@ -3,6 +3,7 @@ import os
 import signal
 import subprocess
 import sys
+from typing import Literal
 
 import aiohttp
 import anyio
@@ -120,8 +121,12 @@ async def test_the_published_local_addresses_come_out():
         assert devnet.describe()["providers"] == []
 
 
-async def test_blocks_come_by_the_clock_once_everything_stands():
-    async with start_devnet(port=0, providers=0, block_time=0.05) as devnet:
+@pytest.mark.parametrize(
+    "engine",
+    ["pyevm", pytest.param("anvil", marks=pytest.mark.skipif(find_anvil() is None, reason="anvil isn't installed"))],
+)
+async def test_blocks_come_by_the_clock_once_everything_stands(engine: Literal["pyevm", "anvil"]):
+    async with start_devnet(port=0, providers=0, block_time=0.05, engine=engine) as devnet:
         first, _, _ = await devnet.client.head()
         with anyio.fail_after(5):
             while (await devnet.client.head())[0] < first + 3:

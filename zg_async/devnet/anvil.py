@@ -1,5 +1,6 @@
 """Anvil as the chain engine, where it is installed: faster, and a second opinion. Never downloaded, never bundled."""
 
+import contextlib
 import json
 import os
 import platform
@@ -16,7 +17,7 @@ import anyio
 from anyio.abc import Process
 from anyio.streams.text import TextReceiveStream
 
-from zg_async.background import Background
+from zg_async.background import Background, Child
 from zg_async.clock import Clock, SystemClock
 from zg_async.devnet.engine import EngineControls
 from zg_async.errors import ChainUnavailableError, ClosedError, ConfigError, RpcError
@@ -95,6 +96,7 @@ class Anvil(EngineControls):
         self._chain_id, self._gas_limit, self._block_time = chain_id, gas_limit, block_time
         self._clock = clock or SystemClock()
         self._background = Background()
+        self._ticker: Child | None = None
         self._process: Process | None = None
         self._session: aiohttp.ClientSession | None = None
         self._socket: aiohttp.ClientWebSocketResponse | None = None
@@ -221,6 +223,23 @@ class Anvil(EngineControls):
         if failure := ask.answer.get("error"):
             raise RpcError(str(failure.get("message")), rpc_code=failure.get("code"), data=failure.get("data"))
         return ask.answer.get("result")
+
+    async def set_block_time(self, seconds: float) -> None:
+        """Mine by the clock every so many seconds; 0 for only on demand."""
+        if self._ticker is not None:
+            self._ticker.cancel()
+            self._ticker = None
+        if float(seconds).is_integer():
+            await super().set_block_time(int(seconds))
+            return
+        await self.set_automine(False)  # its own interval takes whole seconds only
+        self._ticker = self._background.start(self._mine_every(seconds), name="devnet-anvil-blocks")
+
+    async def _mine_every(self, seconds: float) -> None:
+        while True:
+            await self._clock.sleep(seconds)
+            with contextlib.suppress(ChainUnavailableError):
+                await self.mine()
 
     async def _connected(self) -> aiohttp.ClientWebSocketResponse:
         """Return the one connection for all requests: over HTTP each would cost this process three times as much."""

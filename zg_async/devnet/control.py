@@ -205,10 +205,12 @@ class Control:
         return {"block": (await self._devnet.client.head())[0]}
 
     async def _block_time(self, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
-        seconds = _number(arguments, "seconds")
-        await self._devnet.client.request("evm_setIntervalMining", seconds)
+        seconds, engine = _number(arguments, "seconds"), self._devnet.engine
+        if engine is None:
+            raise ConfigError("the attached chain makes its blocks itself")
+        await engine.set_block_time(seconds)
         if not seconds:
-            await self._devnet.client.request("evm_setAutomine", True)
+            await engine.set_automine(True)
         return {}
 
     async def _reorg(self, arguments: Mapping[str, Any]) -> Mapping[str, Any]:

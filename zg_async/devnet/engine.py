@@ -41,7 +41,7 @@ class Engine(Protocol):
         """Mine each transaction at once, or only on demand."""
         ...
 
-    async def set_block_time(self, seconds: int) -> None:
+    async def set_block_time(self, seconds: float) -> None:
         """Mine by the clock every so many seconds; 0 for only on demand."""
         ...
 
@@ -117,7 +117,7 @@ class EngineControls(ABC):
         """Mine each transaction at once, or only on demand."""
         await self.request("evm_setAutomine", on)
 
-    async def set_block_time(self, seconds: int) -> None:
+    async def set_block_time(self, seconds: float) -> None:
         """Mine by the clock every so many seconds; 0 for only on demand."""
         await self.request("evm_setIntervalMining", seconds)
 

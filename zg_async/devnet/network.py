@@ -272,8 +272,8 @@ class _Builder:
             await self._open_storage(folder)
         devnet.providers = [self._provider(number, folder) for number in range(options.providers)]
         await self._open_all()
-        if options.attach is None and options.block_time:
-            await self._mine_by_clock(options.block_time)
+        if devnet.engine is not None and options.block_time:  # only now: thirty transactions would take thirty blocks
+            await devnet.engine.set_block_time(options.block_time)
         await devnet.control.start()
         self._stack.push_async_callback(devnet.control.aclose)
 
@@ -341,13 +341,6 @@ class _Builder:
             await self._stack.enter_async_context(opened.pop_all())
         devnet.rpc_url = proxy.url
         return engine
-
-    async def _mine_by_clock(self, seconds: float) -> None:
-        """Slow the chain down once everything stands: thirty transactions would take thirty blocks."""
-        if self._options.engine == "anvil" and not float(seconds).is_integer():
-            raise ConfigError("anvil takes whole seconds between blocks")
-        number = int(seconds) if float(seconds).is_integer() else seconds
-        await self._devnet.client.request("evm_setIntervalMining", number)
 
     async def _attached_chain(self, attach: Attachment) -> None:
         devnet = self._devnet
