@@ -2,6 +2,7 @@
 
 import asyncio
 import inspect
+import signal
 import sys
 from collections.abc import AsyncGenerator, Generator, Iterator
 from unittest import mock
@@ -32,6 +33,8 @@ def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.Tes
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # started with `&` by a script: what tests start would inherit it
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     if config.getoption("--goals") and not hasattr(config, "workerinput"):
         config.pluginmanager.register(Collector())
 

@@ -210,7 +210,7 @@ def test_a_table_folds_on_a_narrow_terminal_and_nowhere_else(monkeypatch, capsys
     assert rows[0][0] in wide
     assert "\x1b" not in wide
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
-    monkeypatch.setattr("shutil.get_terminal_size", lambda: os.terminal_size((60, 20)))
+    monkeypatch.setenv("COLUMNS", "60")
     narrow = table(rows, ("Root Hash", "Access Confirmed"))
     assert max(map(len, narrow.splitlines())) == 60
     assert "".join(line[2:].split(" ")[0] for line in narrow.splitlines() if line[2:3] in "0ab").startswith("0xab")

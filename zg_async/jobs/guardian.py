@@ -209,9 +209,9 @@ class Guardian:
                 return state.spec
             for event in events:
                 if isinstance(event, TaskCreated) and event.task_id == task.task_id:
-                    return fold(events).spec
+                    return state.spec
                 if isinstance(event, TaskRequested) and event.request_nonce == nonce:
-                    return fold(events).spec
+                    return state.spec
         return None
 
     def _is_driven_elsewhere(self, task: OpenTask) -> bool:

@@ -62,11 +62,18 @@ class _Turn:
         self._hub.http.metrics.observe("poll.lag", max(self._hub.clock.monotonic() - self.due, 0.0))
         self.due = math.inf
 
+    def soon(self) -> None:
+        """Make it due now, and often from then on."""
+        self._pause = self._hub.policy.first
+        self.due = min(self.due, self._hub.clock.monotonic())
+
     def end(self, *, changed: bool, rests: bool = False) -> None:
-        """Plan the next time: soon after a change, and late where others tell of the next one."""
+        """Plan the next time: soon after a change, or late where others will tell of the next one."""
         policy = self._hub.policy
-        longer = policy.longest if rests else min(self._pause * policy.growth, policy.longest)
-        self._pause = policy.first if changed and not rests else longer
+        if changed:
+            self._pause = policy.longest if rests else policy.first
+        else:
+            self._pause = min(self._pause * policy.growth, policy.longest)
         self.due = min(self.due, self._hub.clock.monotonic() + self._pause * random.uniform(0.8, 1.2))
 
 
@@ -119,7 +126,7 @@ class Poller:
     def poke(self, wallet: Address) -> None:
         """Ask for a wallet's tasks now."""
         if turn := self._wallets.get(wallet):
-            turn.due = min(turn.due, self._hub.clock.monotonic())
+            turn.soon()
             self._wake.set()
 
     async def run(self) -> None:
