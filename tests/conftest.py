@@ -33,7 +33,7 @@ def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.Tes
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # started with `&` by a script: what tests start would inherit it
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a script's `&` does that, and what tests start inherits it
         signal.signal(signal.SIGINT, signal.default_int_handler)
     if config.getoption("--goals") and not hasattr(config, "workerinput"):
         config.pluginmanager.register(Collector())

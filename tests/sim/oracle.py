@@ -394,6 +394,13 @@ def is_over(world: "World") -> bool:
     return all(_is_vain(world, s, hopeless) or (has_tried and s.status.is_terminal) for s in known)
 
 
+def is_guarding(world: "World") -> bool:
+    """Whether a job that a guardian adopted can still come to an end."""
+    states, hopeless = _jobs(world)
+    adopted = [state for state in states.values() if state.adopted]
+    return not all(state.status.is_terminal or _is_vain(world, state, hopeless) for state in adopted)
+
+
 def _is_vain(world: "World", state: Any, hopeless: set[tuple[Any, Any]]) -> bool:
     """Whether a job has succeeded, or can be driven nowhere."""
     where = state.provider or (state.spec.provider if state.spec is not None else None)

@@ -498,8 +498,9 @@ class World:
                         break
                     await anyio.sleep(process.downtime)
                 await self._end_seconds()
-                if self.plan.of("reorg"):  # what it removed last comes back
-                    await anyio.sleep(300.0)
+                if self.plan.of("reorg"):  # what it removed last comes back, once there are blocks
+                    last = max((spell.end for spell in self.plan.of("no_blocks")), default=0.0)
+                    await anyio.sleep(max(last - self.loop.now, 0.0) + 300.0)
                 await oracle.judge(self)
 
     @contextlib.contextmanager
@@ -679,6 +680,8 @@ class Process:
             async with anyio.create_task_group() as group:
                 for spec in world.specs():
                     group.start_soon(self._job, runner, spec)
+            while oracle.is_guarding(world):  # what the runner adopted is driven as long as it runs
+                await anyio.sleep(60.0)
             self.is_done = True
 
     async def _job(self, runner: JobRunner, spec: JobSpec) -> None:
