@@ -164,6 +164,23 @@ async def test_without_any_copy_it_is_acknowledged_when_the_window_is_about_to_c
     assert state.status is JobStatus.SUCCEEDED  # the provider came back: fetched and checked before it is opened
 
 
+async def test_a_clock_that_is_set_right_during_the_last_attempt_gives_the_window_back(tmp_path):
+    case = Case(tmp_path)
+    await case.deliver()
+    case.world.chain_ahead = 0.97 * SECONDS
+
+    def fails(kind, part):
+        if case.events("ack_deadline_near"):  # told just before the attempt
+            case.world.chain_ahead = 0.0
+        return kind == "provider" and part < 0.3
+
+    case.fails = fails
+    (state,) = await case.alive(0, 0.5)
+    assert state.status is JobStatus.SUCCEEDED
+    assert not case.events("delivery_unverified")
+    assert 0.3 <= case.acknowledged_at < 0.45
+
+
 @pytest.mark.goal("WAT-10", part="journal")
 async def test_the_marks_of_the_window_are_told_once_with_what_missing_it_costs(tmp_path):
     case = Case(tmp_path)
