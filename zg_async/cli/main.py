@@ -296,13 +296,18 @@ class _Ending:
 
 
 def _usage(error: cyclopts.CycloptsError, arguments: list[str]) -> str:
+    group = " ".join(("zg", *(error.command_chain or ())))
     if isinstance(error, cyclopts.UnknownCommandError):
-        return str(error).partition(" Available commands")[0].strip() + " `zg --help` lists all commands"
+        said = str(error).partition(" Available commands")[0].strip()
+        return f"{said} `{group} --help` lists {'all commands' if group == 'zg' else 'what there is'}"
     given = {word.partition("=")[0] for word in arguments} & RETIRED.keys()
     for flag in sorted(given - _flags(arguments) if given else ()):
         return f"{flag} is gone: {RETIRED[flag]}"
     if isinstance(error, cyclopts.UnusedCliTokensError):
         return f"Unexpected: {' '.join(error.unused_tokens or ())}. `--help` behind the command shows what it takes"
+    is_missing = isinstance(error, cyclopts.MissingArgumentError) and error.keyword is None
+    if is_missing and error.argument is not None and "Did you mean" not in str(error):
+        return f"{error.argument.name} is missing. `{group} --help` shows all that it takes"
     lines = [line for text in str(error).splitlines() if (line := text.strip(" │╭╮╰╯─"))]
     text = " ".join(lines)
     return (text if text.endswith("?") else text.rstrip(".") + ".") + " `--help` behind the command shows its flags"
