@@ -11,7 +11,7 @@ import pytest
 
 from tests.devnet.provider_kit import chain_user
 from zg_async.devnet.accounts import owner
-from zg_async.devnet.anvil import find_anvil
+from zg_async.devnet.anvil import Anvil, find_anvil
 from zg_async.devnet.network import start_devnet
 from zg_async.devnet.process import DevnetProcess
 from zg_async.errors import ConfigError
@@ -131,6 +131,15 @@ async def test_blocks_come_by_the_clock_once_everything_stands(engine: Literal["
         with anyio.fail_after(5):
             while (await devnet.client.head())[0] < first + 3:
                 await anyio.sleep(0.01)
+
+
+@pytest.mark.skipif(find_anvil() is None, reason="anvil isn't installed")
+async def test_an_anvil_that_is_closed_between_two_blocks_closes_in_silence(caplog):
+    async with Anvil({}) as anvil:
+        await anvil.set_block_time(1e-4)
+        while int(await anvil.request("eth_blockNumber"), 16) < 3:
+            pass
+    assert not caplog.records
 
 
 @pytest.mark.skipif(find_anvil() is None, reason="anvil isn't installed")

@@ -179,6 +179,7 @@ class Anvil(EngineControls):
         """End the process. Idempotent."""
         with anyio.CancelScope(shield=True):
             self._url = None
+            self._stop_ticker()
             if self._session is not None:
                 await self._session.close()
                 self._session = None
@@ -226,14 +227,17 @@ class Anvil(EngineControls):
 
     async def set_block_time(self, seconds: float) -> None:
         """Mine by the clock every so many seconds; 0 for only on demand."""
-        if self._ticker is not None:
-            self._ticker.cancel()
-            self._ticker = None
+        self._stop_ticker()
         if float(seconds).is_integer():
             await super().set_block_time(int(seconds))
             return
         await self.set_automine(False)  # its own interval takes whole seconds only
         self._ticker = self._background.start(self._mine_every(seconds), name="devnet-anvil-blocks")
+
+    def _stop_ticker(self) -> None:
+        if self._ticker is not None:
+            self._ticker.cancel()
+            self._ticker = None
 
     async def _mine_every(self, seconds: float) -> None:
         while True:
