@@ -7,6 +7,7 @@ An operation is named by the JSON-RPC method (`eth_sendRawTransaction`) or by ve
 patterns are those of `fnmatch`. A batch has the names of all its requests, and the fault hits the batch.
 """
 
+import contextlib
 import json
 import random
 from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
@@ -212,8 +213,9 @@ async def _cut(request: web.Request, answer: web.Response, after: int) -> web.St
     body = answer.body if isinstance(answer.body, bytes) else b""
     short = web.StreamResponse(status=answer.status, headers={"Content-Type": answer.content_type})
     short.content_length = len(body)
-    await short.prepare(request)
-    await short.write(body[:after])
+    with contextlib.suppress(ConnectionError):  # who asked may have gone
+        await short.prepare(request)
+        await short.write(body[:after])
     if request.transport is not None:
         request.transport.close()
     return short
