@@ -322,6 +322,8 @@ async def main() -> None:
     with tempfile.TemporaryDirectory() as folder, DevnetProcess("--providers", "0") as devnet:
         for run in options.runs:
             watches, wallets = (int(part) for part in run.split(":"))
+            if watches < wallets * PROVIDERS:
+                parser.error(f"{wallets} wallets have {wallets * PROVIDERS} tasks: give as many watches at least")
             async with await anyio.open_process([sys.executable, __file__, "serve"], stderr=None) as server:
                 try:
                     stub = f"http://127.0.0.1:{int(await server.stdout.receive())}"  # type: ignore[union-attr]
