@@ -137,8 +137,9 @@ async def test_blocks_come_by_the_clock_once_everything_stands(engine: Literal["
 async def test_an_anvil_that_is_closed_between_two_blocks_closes_in_silence(caplog):
     async with Anvil({}) as anvil:
         await anvil.set_block_time(1e-4)
-        while int(await anvil.request("eth_blockNumber"), 16) < 3:
-            pass
+        with anyio.fail_after(5):
+            while int(await anvil.request("eth_blockNumber"), 16) < 3:
+                pass
     assert not caplog.records
 
 

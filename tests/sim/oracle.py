@@ -126,7 +126,7 @@ def _judge_acknowledgement(world: "World", wallet: str, provider: str, task_id: 
         return
     over = (now + _start() - found.timestamp) / world.plan.window
     record.reach("acknowledged unverified")
-    by_policy = world.plan.on_unverified != "forfeit" and (over > 0.94 or _was_clock_wrong(world, task_id))
+    by_policy = world.plan.on_unverified != "forfeit" and (over > 0.94 or abs(world.user_clock.wrong) > 60.0)
     record.require(by_policy, f"task {task_id} was acknowledged without a right copy, {over:.0%} of its window over")
 
 
@@ -223,14 +223,6 @@ async def _check_outbox(world: "World") -> None:
         record.require(count <= 1, f"{key} had its effect {count} times")
     for what, count in names.items():
         record.require(count == 1, f"{what} was done {count} times")
-
-
-def _was_clock_wrong(world: "World", task_id: str) -> bool:
-    """Whether the user's clock is wrong, or was when a delivery was given up."""
-    jobs = {event.job_id for _, event in world.record.events if getattr(event, "task_id", None) == task_id}
-    given_up = [(at, e) for at, e in world.record.events if e.kind == "delivery_unverified" and e.job_id in jobs]
-    errors = [world.user_clock.wrong, *(e.at.timestamp() - _start() - at for at, e in given_up)]
-    return any(abs(error) > 60.0 for error in errors)
 
 
 def _check_tasks(world: "World") -> None:
