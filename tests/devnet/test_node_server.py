@@ -73,14 +73,21 @@ async def test_other_requests_are_answered_during_a_long_call(node: Node, client
 
 
 async def test_mining_by_the_clock_shows_what_waits() -> None:
-    async with make_node(block_time=0.3) as node, aiohttp.ClientSession() as session:
+    async with make_node(block_time=3600) as node, aiohttp.ClientSession() as session:
         client = Client(session, node.url)
         tx_hash = await client.send(nonce=0)
         assert await client.number("eth_getTransactionCount", OWNER.address, "pending") == 1
         assert (await client.ask("eth_getTransactionByHash", tx_hash))["blockNumber"] is None
         assert tx_hash in (await client.ask("eth_getBlockByNumber", "pending", False))["transactions"]
         assert await client.ask("txpool_status") == {"pending": "0x1", "queued": "0x0"}
+        await client.ask("evm_mine")
         assert (await client.receipt(tx_hash))["status"] == "0x1"
+
+
+async def test_mining_by_the_clock_mines_what_waits() -> None:
+    async with make_node(block_time=0.1) as node, aiohttp.ClientSession() as session:
+        client = Client(session, node.url)
+        assert (await client.receipt(await client.send(nonce=0)))["status"] == "0x1"
 
 
 async def test_automine_mines_what_waited_when_it_is_switched_on(node: Node, client: Client) -> None:

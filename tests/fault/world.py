@@ -42,6 +42,7 @@ from zg_async.managers.open_tasks import OpenTask, OpenTasks
 from zg_async.managers.task_changes import TaskSettled, TaskStateChanged
 from zg_async.metrics import Metrics
 from zg_async.transport.budget import Budget
+from zg_async.transport.chain_time import ChainTime
 from zg_async.wire.hashing import hex0x, keccak256
 from zg_async.wire.records import (
     AdapterState,
@@ -384,6 +385,7 @@ class FakeChain:
     def __init__(self, process: Process) -> None:
         self.process, self.world = process, process.world
         self.budget = Budget(None, self.world.clock)
+        self.heads = SimpleNamespace(time=ChainTime(self.world.clock))
 
     async def charge(self, key: str, amount: int, *, wallet: str, settled: bool = False) -> None:
         self.world.charges[key] = amount
@@ -396,7 +398,9 @@ class FakeChain:
 
     async def block(self) -> SimpleNamespace:
         now = self.world.clock.now() + self.world.chain_ahead
-        return SimpleNamespace(timestamp=dt.datetime.fromtimestamp(now, dt.UTC))
+        timestamp = dt.datetime.fromtimestamp(now, dt.UTC)
+        self.heads.time.saw(timestamp)
+        return SimpleNamespace(timestamp=timestamp)
 
     async def write(self, name: str, effect: Callable[[], None], *, key: str | None) -> Receipt:
         key = key or f"unnamed {len(self.world.outbox)}"

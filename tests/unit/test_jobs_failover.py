@@ -128,6 +128,38 @@ async def test_a_provider_that_vanishes_is_left_for_the_next_one(world, name, si
     assert [d.settled for d in world.deliverables.values()] == [True]  # paid once
 
 
+async def test_a_provider_that_was_away_is_tried_again_when_the_job_is_resumed(world):
+    """With what it was paid before: nothing moves twice."""
+    world.gone, away = {SECOND}, True
+
+    def fail(process, count, name):
+        if name == "before upload" and away:
+            raise ProviderUnavailableError("no answer")
+
+    async with JobRunner(Process(world, fail).broker, MemoryStore(Journal())) as runner:
+        job = await runner.submit(world.spec(deploy=False))
+        with pytest.raises(JobFailedError, match=f"{FIRST}: failed this job: no answer"):
+            await job.result()
+        with pytest.raises(JobFailedError, match="failed this job: no answer"):
+            await (await runner.resume(job.id)).result()
+        assert (await job.state()).failed_at == (FIRST, FIRST)
+        away = False
+        result = await (await runner.resume(job.id)).result()
+    assert (result.provider, len(world.tasks)) == (FIRST, 1)
+    assert sorted(set(world.transactions)) == sorted(world.transactions)
+    assert world.accounts[FIRST, "fine-tuning"] > 0
+
+
+async def test_a_provider_that_had_a_task_is_not_tried_again_when_the_job_is_resumed(world):
+    world.fail_at = TaskProgress.TRAINING
+    async with JobRunner(Process(world).broker, MemoryStore(Journal())) as runner:
+        job = await runner.submit(world.spec(deploy=False, failovers=2))
+        for _ in range(2):
+            with pytest.raises(JobFailedError, match="failed this job"):
+                await (await runner.resume(job.id)).result()
+    assert [task.provider for task in world.tasks] == [FIRST, SECOND]
+
+
 async def test_a_provider_that_is_only_unregistered_by_one_nodes_word_keeps_the_task(world):
     process = Vanishing(world, "before poll")
     sleep = world.clock.sleep

@@ -346,7 +346,7 @@ class CancelRefused(_Fact):
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class JobResumed(_Fact):
-    """A failed job goes on where it failed."""
+    """A failed job goes on where it failed; a provider that it left without a task there may be chosen again."""
 
     accept_changes: bool = False
     """The user accepts the provider's present terms."""

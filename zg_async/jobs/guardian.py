@@ -73,7 +73,6 @@ class Guardian:
         self._start = start
         self._owners: dict[TaskId, JobState] = {}
         """Which job accounts for a task, which never changes, as it was at the last look."""
-        self._skew = 0.0
         self._elsewhere: AbstractSet[str] = frozenset()
         """Tasks that other runners of this user drive."""
         self._hindered: set[Address] = set()
@@ -108,8 +107,7 @@ class Guardian:
     async def _look(self, view: "Broker", wallet: Address) -> None:
         began = self._now()
         found = await view.fine_tuning.list_open_tasks()
-        block = await view.chain.block()
-        self._skew = max(block.timestamp.timestamp() - self._broker.clock.now(), 0.0)
+        await view.chain.block()  # what time it is there
         self._elsewhere = await self._presence.others() if found.tasks else frozenset()
         for task in found.tasks:
             await self._guard(wallet, task, began)
@@ -250,7 +248,7 @@ class Guardian:
 
     def _chain_now(self) -> dt.datetime:
         """Return the time by which deadlines count."""
-        return self._now() + dt.timedelta(seconds=self._skew)
+        return self._broker.chain.heads.time.now()
 
     def _now(self) -> dt.datetime:
         return now(self._broker.clock)

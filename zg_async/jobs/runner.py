@@ -277,6 +277,8 @@ class JobRunner:
     async def resume(self, job_id: str, *, accept_changes: bool = False) -> "JobHandle":
         """Go on with a failed job where it failed. One that isn't failed is only attached to.
 
+        Providers that it gave up before they had a task of it are tried again, as often as the specification allows.
+
         Args:
             job_id: Which job.
             accept_changes: Accept the provider's present URL, price and signer, if it failed because they changed.
@@ -533,7 +535,7 @@ class JobRunner:
     def _remember(self, known: Iterable[JobState]) -> None:
         """Take past outcomes out of the journal."""
         for state in known:
-            for provider in state.excluded:
+            for provider in state.failed_at:
                 self._scheduler.record(provider, succeeded=False)
             if state.status is JobStatus.SUCCEEDED and state.provider is not None:
                 self._scheduler.record(state.provider, succeeded=True)

@@ -114,7 +114,11 @@ class JobState(Shown):
     provider: Address | None = None
     terms: ProviderChosen | None = None
     excluded: Mapping[Address, str] = dataclasses.field(default_factory=dict)
-    """Providers that failed this job, and why."""
+    """Providers that failed this job and aren't tried again, and why."""
+    failed_at: tuple[Address, ...] = ()
+    """Each provider that ever failed it, in order: the keys of payments count them."""
+    tasks_left_at: frozenset[Address] = frozenset()
+    """Those of them where a task of it was, and may still cost."""
     estimate: CostEstimated | None = None
     """Made before the first payment to the present provider."""
     funded: frozenset[str] = frozenset()
@@ -297,6 +301,8 @@ def _excluded(state: JobState, event: ProviderExcluded) -> JobState:
     return dataclasses.replace(
         state,
         excluded={**state.excluded, event.provider: event.reason},
+        failed_at=(*state.failed_at, event.provider),
+        tasks_left_at=state.tasks_left_at | ({event.provider} if state.task_id is not None else set()),
         provider=None,
         terms=None,
         estimate=None,
@@ -350,6 +356,7 @@ def _resumed(state: JobState, event: JobResumed) -> JobState:
         failure=None,
         terms=terms,
         model=model,
+        excluded={provider: why for provider, why in state.excluded.items() if provider in state.tasks_left_at},
         forfeited=False,
         queued_at=event.at,
         limits_tried=frozenset(),

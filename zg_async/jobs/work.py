@@ -50,8 +50,6 @@ class Work:
     """Bound to the job's wallet."""
     state: JobState
     scheduler: Scheduler
-    skew: float = 0.0
-    """Seconds by which the chain's clock is ahead of this machine's."""
     is_plan: bool = False
     """Whether nothing is done, so no turn is taken."""
     displace: Callable[[JobState], Awaitable[None]] | None = None
@@ -89,7 +87,7 @@ class Work:
 
     def keys(self, effect: str) -> list[str]:
         """Return the outbox keys of an effect: one per generation, the last is the one to use."""
-        turn = len(self.state.excluded)
+        turn = len(self.state.failed_at)
         base = f"{self.state.job_id}/{effect}" + (f"/provider-{turn + 1}" if turn else "")
         count = self.state.generations.get(effect.split("/")[0], 0)
         return [base, *(f"{base}/again-{n}" for n in range(1, count + 1))]
@@ -110,14 +108,10 @@ class Work:
 
 
 async def chain_now(work: Work) -> dt.datetime:
-    """Return the time by which deadlines count: this machine's, or the chain's where that is ahead.
-
-    When the chain can't be asked, what it was ahead by before counts.
-    """
+    """Return the time by which deadlines count, by the newest block if the chain can be asked."""
     with suppress(ChainError):
-        block = await work.broker.chain.block()
-        work.skew = max(block.timestamp.timestamp() - work.broker.clock.now(), 0.0)
-    return dt.datetime.fromtimestamp(work.broker.clock.now() + work.skew, dt.UTC)
+        await work.broker.chain.block()
+    return work.broker.chain.heads.time.now()
 
 
 async def be_alone(work: Work) -> None:

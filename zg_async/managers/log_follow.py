@@ -37,7 +37,7 @@ class LogFollow:
         """Makes the changes."""
 
     def now(self) -> dt.datetime:
-        """Return the time, by the chain where that is ahead."""
+        """Return the time by which deadlines count."""
         return self._hub.chain_now()
 
     async def __aenter__(self) -> Self:

@@ -95,7 +95,6 @@ class WatchHub:
         self.logs = _Logs(self)
         self._reader: Child | None = None
         self._cursor: Cursor | None = None
-        self._skew = 0.0
         self._closed = False
 
     async def aclose(self) -> None:
@@ -107,12 +106,8 @@ class WatchHub:
         await self._background.aclose()
 
     def chain_now(self) -> dt.datetime:
-        """Return the time by which deadlines count: the wall clock, or the chain's where that is ahead."""
-        return dt.datetime.fromtimestamp(self.clock.now() + self._skew, dt.UTC)
-
-    def saw_block_time(self, timestamp: dt.datetime) -> None:
-        """Take note of a block's time."""
-        self._skew = max(timestamp.timestamp() - self.clock.now(), 0.0)
+        """Return the time by which deadlines count."""
+        return self.chain.heads.time.now()
 
     # ---- registration
 
@@ -190,7 +185,6 @@ class WatchHub:
                 self._cursor = batch.cursor
                 match batch:
                     case LogBatch():
-                        self.saw_block_time(batch.timestamp)
                         self.http.metrics.observe("chain.lag", max(self.clock.now() - batch.timestamp.timestamp(), 0.0))
                         for log in batch.logs:
                             self._dispatch(decode_log(log))
@@ -412,7 +406,6 @@ class TaskWatch:
         story = TaskStory(self.provider, self.task_id, lock_time=lock_time, penalty_percentage=penalty)
         cursor = WatchCursor.decode(self._from) if self._from else None
         head, deliverable = await hub.looks.read(self.key)
-        hub.saw_block_time(head.timestamp)
         changes: list[TaskChange] = []
         if cursor is not None and await self._on_chain(cursor):
             story.restore(cursor)

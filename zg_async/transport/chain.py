@@ -296,7 +296,10 @@ class Chain:
         answer = await self.rpc.request(method, [_block(tag), False])
         if answer is None:
             raise RpcError(f"the node has no block {tag}")
-        return parse_block(answer)
+        block = parse_block(answer)
+        if tag == "latest":
+            self.heads.time.saw(block.timestamp)
+        return block
 
     async def balance(self, address: str, *, block: int | str = "latest") -> int:
         """Read an address's balance in neuron."""

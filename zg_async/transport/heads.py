@@ -17,6 +17,7 @@ from zg_async.background import Background
 from zg_async.clock import Clock
 from zg_async.errors import ChainError, ChainUnavailableError, ClosedError, RpcError, WrongChainError, ZgError
 from zg_async.logs import get_logger
+from zg_async.transport.chain_time import ChainTime
 from zg_async.transport.rpc import Ask, Rpc, quantity
 
 _log = get_logger("zg_async.heads")
@@ -100,6 +101,8 @@ class BlockWatcher:
         self._head_at = 0.0
         self._block_time = 1.0
         self._broken_since: float | None = None
+        self.time = ChainTime(clock)
+        """What time deadlines count by."""
 
     @property
     def head(self) -> Block | None:
@@ -220,6 +223,7 @@ class BlockWatcher:
                 poll.failed(error)
 
     def _note_head(self, head: Block) -> None:
+        self.time.saw(head.timestamp)
         now, old = self._clock.monotonic(), self._head
         if old is None or head.number == old.number:
             self._head_at = self._head_at or now
