@@ -205,7 +205,7 @@ async def test_a_fee_that_shows_above_the_cap_in_setup_cancels_the_task_and_says
     finally:
         devnet.control("settings", provider=0, price_per_token=10**12, tick=0.2, train_seconds=0.0)
     shown = [event for event in events if event.kind == "task_progressed"]
-    assert [event.fee for event in shown if event.progress is TaskProgress.INIT] == [0]
+    assert all(event.fee == 0 for event in shown if event.progress is TaskProgress.INIT)  # the fee isn't known yet
     assert shown[-1].fee > 2 * 10**17
     assert all(event.progress not in (TaskProgress.TRAINING, TaskProgress.TRAINED) for event in shown)
     assert (events[-1].kind, events[-1].code) == ("job_failed", "limit")
