@@ -402,10 +402,11 @@ def is_guarding(world: "World") -> bool:
 
 
 def _is_vain(world: "World", state: Any, hopeless: set[tuple[Any, Any]]) -> bool:
-    """Whether a job has succeeded, or can be driven nowhere."""
+    """Whether a job has succeeded, or can be driven nowhere: it isn't tried again where it failed."""
     where = state.provider or (state.spec.provider if state.spec is not None else None)
     wanted = [node.address for node in world.providers] if where is None else [where]
-    return state.status is JobStatus.SUCCEEDED or all((state.wallet, one) in hopeless for one in wanted)
+    left = [one for one in wanted if one not in state.excluded]
+    return state.status is JobStatus.SUCCEEDED or (left != [] and all((state.wallet, one) in hopeless for one in left))
 
 
 def _jobs(world: "World") -> tuple[dict[str, Any], set[tuple[Any, Any]]]:

@@ -497,6 +497,7 @@ class World:
                     if process.is_done:
                         break
                     await anyio.sleep(process.downtime)
+                    end = max(end, self.loop.now + DAY / 6)  # time to finish, however long it was down
                 await self._end_seconds()
                 if self.plan.of("reorg"):  # what it removed last comes back, once there are blocks
                     last = max((spell.end for spell in self.plan.of("no_blocks")), default=0.0)
