@@ -15,7 +15,7 @@ from tests.fault.world import WALLET, Process, World
 from zg_async.errors import JournalError
 from zg_async.jobs import events as e
 from zg_async.jobs.runner import JobRunner
-from zg_async.jobs.sqlite import LEASE_SECONDS, SqliteStore
+from zg_async.jobs.sqlite import BEAT_SECONDS, LEASE_SECONDS, SqliteStore
 from zg_async.jobs.store import Owner
 
 OWNER = Owner(chain_id=31337, genesis="0x" + "ab" * 32, wallets=(WALLET,))
@@ -59,6 +59,67 @@ async def test_a_writer_that_renews_keeps_its_journal(tmp_path):
         assert not other.is_writer
         await other.aclose()
     await writer.aclose()
+
+
+class SetClock(VirtualClock):
+    """One that can be set without time passing."""
+
+    wrong = 0.0
+
+    def now(self):
+        return super().now() + self.wrong
+
+
+async def beat(clock, *stores):
+    """Let each do what it does every few seconds."""
+    clock._now += BEAT_SECONDS
+    for store in stores:
+        await store._in_thread(store._renew if store.is_writer else store._try_again)
+
+
+async def test_a_lease_from_a_clock_that_was_a_day_ahead_runs_out_all_the_same(tmp_path):
+    clock, path = SetClock(), tmp_path / "jobs.sqlite"
+    hung = await opened(path, clock)
+    clock.wrong = 86_400.0
+    await hung._in_thread(hung._renew)
+    clock.wrong = 0.0
+    waiting = await opened(path, clock)
+    began = clock.monotonic()
+    while not waiting.is_writer:
+        await beat(clock, waiting)
+    assert LEASE_SECONDS <= clock.monotonic() - began <= LEASE_SECONDS + 2 * BEAT_SECONDS
+    await waiting.aclose()
+    await hung.aclose()
+
+
+async def test_who_hung_and_wakes_up_takes_nothing_back_while_the_other_one_lives(tmp_path):
+    clock, path = SetClock(), tmp_path / "jobs.sqlite"
+    hung = await opened(path, clock)
+    other = await opened(path, clock)
+    clock._now += LEASE_SECONDS + 1
+    await beat(clock, other)
+    for _ in range(20):
+        await beat(clock, hung, other)
+        assert (hung.is_writer, other.is_writer) == (False, True)
+    await other.aclose()
+    for _ in range(8):
+        await beat(clock, hung)
+    assert hung.is_writer
+    await hung.aclose()
+
+
+async def test_who_took_over_holds_the_lock_too_once_the_hung_one_is_gone(tmp_path):
+    clock, path = SetClock(), tmp_path / "jobs.sqlite"
+    hung = await opened(path, clock)
+    other = await opened(path, clock)
+    clock._now += LEASE_SECONDS + 1
+    await beat(clock, other)
+    await hung.aclose()
+    await beat(clock, other)
+    late = await opened(path, clock)
+    assert (late.is_writer, other.is_writer) == (False, True)
+    await late.aclose()
+    await other.aclose()
 
 
 def start(folder):

@@ -6,7 +6,6 @@ import anyio
 import pytest
 
 from tests.devnet.chain_kit import LEDGER, QUICK, USER, ZG, open_rig
-from zg_async.clock import SystemClock
 from zg_async.transport.audit import read_audit
 from zg_async.transport.budget import Budget, SpendLimits
 from zg_async.transport.recovery import fill
@@ -107,7 +106,7 @@ async def test_a_gap_is_not_closed_beyond_a_cap_and_that_is_said(limit):
         if limit == "max_gas_cost_per_day":
             lane.parts = dataclasses.replace(lane.parts, fees=dataclasses.replace(QUICK, max_gas_cost_per_day=cap))
         elif limit == "wallet_per_day":
-            budget = Budget(SpendLimits(wallet_per_day=cap), SystemClock())
+            budget = Budget(SpendLimits(wallet_per_day=cap), lane.parts.watcher.time)
             budget.watch(USER.address, lane.book.totals)
             lane.parts = dataclasses.replace(lane.parts, budget=budget)
         else:

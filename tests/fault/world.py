@@ -384,8 +384,8 @@ class FakeChain:
 
     def __init__(self, process: Process) -> None:
         self.process, self.world = process, process.world
-        self.budget = Budget(None, self.world.clock)
         self.heads = SimpleNamespace(time=ChainTime(self.world.clock))
+        self.budget = Budget(None, self.heads.time)
 
     async def charge(self, key: str, amount: int, *, wallet: str, settled: bool = False) -> None:
         self.world.charges[key] = amount

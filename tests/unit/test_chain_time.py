@@ -98,6 +98,13 @@ def test_a_chain_that_stood_still_holds_nothing_back(case):
     assert case.off() == 0
 
 
+@pytest.mark.parametrize(("wrong", "behind", "off"), [(DAY, 0, 0), (-DAY, 0, -DAY), (0, DAY, -DAY), (0, -DAY, 0)])
+def test_a_day_of_a_limit_is_over_when_both_say_so(case, wrong, behind, off):
+    case.clock.set_wrong = wrong
+    case.see(behind)
+    assert case.time.earliest() - case.clock.right == off
+
+
 BLOCKS = st.lists(st.tuples(st.floats(0, 7200), st.floats(-300, 2 * DAY)), max_size=30)
 
 

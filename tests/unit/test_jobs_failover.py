@@ -194,7 +194,7 @@ async def booked(world, process):
     chain = process.broker.chain
     lane_id = LaneId(chain.chain_id, chain.genesis_hash, WALLET)
     parts = dict.fromkeys(field.name for field in dataclasses.fields(LaneParts))
-    parts |= {"outbox": MemoryOutbox(), "clock": world.clock, "budget": chain.budget}
+    parts |= {"outbox": MemoryOutbox(), "clock": world.clock, "budget": chain.budget, "watcher": chain.heads}
     lane = await open_lane(LaneParts(**parts), lane_id, None)
 
     async def charge(key, amount, *, wallet, settled=False):

@@ -8,7 +8,8 @@ then nothing is written until `reconcile`, which keeps the sound beginning and s
 
 One process writes: it holds an exclusive transaction in `<file>.lock`, which the system drops when the process dies,
 and it raises the epoch, which every commit compares. Others read, and wait for their turn. A writer that hangs stops
-renewing `<file>.lease`; after a minute another one raises the epoch, and the first fails at its next commit.
+renewing `<file>.lease`; after a minute another one raises the epoch, and the first fails at its next commit. The lease
+names its end by the wall clock, for those who just come; who waits counts the minute itself, since clocks are set.
 Appends that wait at the same time share one commit.
 """
 
@@ -120,6 +121,8 @@ class SqliteStore:
         self._db: sqlite3.Connection | None = None
         self._lock: sqlite3.Connection | None = None
         self._writes = False
+        self._seen_lease, self._seen_at = b"", 0.0
+        """Another writer's lease, and when it was first seen, in monotonic time."""
         self._owner: Owner | None = None
         self._height, self._hash, self._epoch = 0, _GENESIS_HASH, 0
         self._last: dict[JobId, int] = {}
@@ -263,9 +266,13 @@ class SqliteStore:
         """Become the writer if nobody is, or if the writer's lease expired."""
         if self._read_only:
             return
+        is_first = self._lock is None and self._take_lock()
+        self._writes = is_first or self._has_expired()  # with the lock, too: another one took over from us
+
+    def _take_lock(self) -> bool:
         path = self._path()
         self._lock = take_lock(path.with_name(path.name + ".lock"))
-        self._writes = self._lock is not None or self._has_expired()
+        return self._lock is not None
 
     def _try_again(self) -> None:
         self._take()
@@ -281,6 +288,8 @@ class SqliteStore:
             self._broken = self._broken or "another process has taken the journal over"
             self._writes = False
             return
+        if self._lock is None:
+            self._take_lock()  # whose lease had run out is gone meanwhile
         try:
             self._write_lease()
         except OSError as error:  # the disk is full: the journal can't be written either
@@ -314,10 +323,15 @@ class SqliteStore:
 
     def _has_expired(self) -> bool:
         """Say whether the writer has stopped renewing; a lease that can't be read is no reason to take over."""
+        now = self._clock.monotonic()
         try:
-            return float(json.loads(self._lease_path.read_bytes())["until"]) < self._clock.now()
+            lease = self._lease_path.read_bytes()
+            until = float(json.loads(lease)["until"])
         except (OSError, ValueError, KeyError, TypeError):
             return False
+        if lease != self._seen_lease:
+            self._seen_lease, self._seen_at = lease, now
+        return until < self._clock.now() or now - self._seen_at > LEASE_SECONDS
 
     @property
     def _lease_path(self) -> Path:

@@ -19,8 +19,8 @@ from typing import Any, Final
 
 import anyio
 
-from zg_async.clock import Clock
 from zg_async.errors import ConfigError, LimitError
+from zg_async.transport.chain_time import ChainTime
 from zg_async.transport.rows import Money, Row, RowStatus
 from zg_async.units import Amount, format_amount, parse_amount
 from zg_async.wire.contracts import Call
@@ -170,14 +170,14 @@ class Totals:
 class Budget:
     """The limits of one broker and what counts against them."""
 
-    def __init__(self, limits: SpendLimits | None, clock: Clock) -> None:
+    def __init__(self, limits: SpendLimits | None, time: ChainTime) -> None:
         """Begin without books; each lane adds its own.
 
         Raises:
             ConfigError: A limit is no amount.
         """
         self.limits = limits or SpendLimits()
-        self._clock = clock
+        self._time = time
         self._per_call = _limit("per_call", self.limits.per_call)
         self._per_job = _limit("per_job", self.limits.per_job)
         self._per_day = _limit("per_day", self.limits.per_day)
@@ -226,7 +226,7 @@ class Budget:
     def auto_funded(self) -> int:
         """Return what automatic funding has transferred, or is about to, within the last hour, over all wallets."""
         held = sum(money.transferred for key, money, _ in self._held.values() if _is_automatic(key))
-        return held + sum(totals.automatic(self._clock.now() - _HOUR) for totals in self._totals.values())
+        return held + sum(totals.automatic(self._time.earliest() - _HOUR) for totals in self._totals.values())
 
     def gone(self, job: str) -> int:
         """Return what is gone or reserved for a job, over all wallets."""
@@ -250,7 +250,7 @@ class Budget:
         return total
 
     def _day_ago(self) -> float:
-        return self._clock.now() - _DAY_MINUTES * _MINUTE
+        return self._time.earliest() - _DAY_MINUTES * _MINUTE
 
     @contextlib.contextmanager
     def hold(self, key: str, money: Money, wallet: Address | None = None) -> Iterator[None]:

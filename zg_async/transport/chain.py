@@ -92,12 +92,12 @@ class Chain:
         self.network = network
         self.rpc = rpc
         self.fees = fees or FeePolicy()
-        self.budget = Budget(limits, clock)
         self._guard = guard or network_guard(network, self.fees)
         self._outbox: Outbox = outbox or MemoryOutbox()
         self._clock = clock
         self._background = Background()
         self.heads = BlockWatcher(rpc, clock, self._background)
+        self.budget = Budget(limits, self.heads.time)
         self.logs = LogReader(rpc, self.heads)
         self._signers: dict[Address, Signer] = {}
         self._lanes: dict[Address, Lane] = {}
@@ -650,6 +650,8 @@ class Chain:
         return self._lanes[address]
 
     async def _open_lane(self, address: Address) -> None:
+        if not self.heads.time.is_known:
+            await self.block()  # limits for a day count by its time too
         parts = LaneParts(
             rpc=self.rpc,
             outbox=self._outbox,

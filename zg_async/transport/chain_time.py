@@ -1,9 +1,11 @@
-"""What time deadlines count by: this machine's, the chain's where that is ahead, and neither one's leaps.
+"""What time deadlines and limits count by: this machine's and the chain's, and neither one's leaps.
 
 A clock that is set wrong for a minute must not make a delivery look as if its window were closing. It is caught
 by two witnesses: it once agreed with the chain, and since then the chain has moved on as monotonic time has, and the
 clock hasn't. One witness alone proves nothing: after a suspension monotonic time is behind, behind a node that lags the
 chain is. So no node can hold back a clock that is right.
+
+A limit for a day, though, must not begin anew because one of the two leapt: for it a day is over when both say so.
 """
 
 import datetime as dt
@@ -46,14 +48,28 @@ class ChainTime:
         elif self._right is not None and abs((block - self._right[0]) - (at - self._right[1])) > _UNEVEN:
             self._right = None
 
+    @property
+    def is_known(self) -> bool:
+        """Whether any block was seen."""
+        return self._seen_at is not None
+
     def now(self) -> dt.datetime:
         """Return the time by which deadlines count."""
-        own = self._clock.now()
-        if self._seen_at is None:
-            return dt.datetime.fromtimestamp(own, dt.UTC)
-        chain = self._block + self._clock.monotonic() - self._seen_at
+        return dt.datetime.fromtimestamp(self.unix(), dt.UTC)
+
+    def unix(self) -> float:
+        """Return the same in unix seconds; what is spent is stamped with it."""
+        own, chain = self._both()
         leapt = self._right is not None and own - chain > _LEAP
         if leapt and not self._leapt:
             _log.warning("this machine's clock has leapt %.0f s ahead of the chain; the chain's counts", own - chain)
         self._leapt = leapt
-        return dt.datetime.fromtimestamp(chain if leapt else max(own, chain), dt.UTC)
+        return chain if leapt else max(own, chain)
+
+    def earliest(self) -> float:
+        """Return the unix time that has come by both clocks: from there a limit's day is counted back."""
+        return min(self._both())
+
+    def _both(self) -> tuple[float, float]:
+        own = self._clock.now()
+        return own, own if self._seen_at is None else self._block + self._clock.monotonic() - self._seen_at

@@ -228,7 +228,7 @@ class Lane:
             to=call.to,
             data=call.data,
             value=call.value,
-            at=self.parts.clock.now(),
+            at=self.parts.watcher.time.unix(),
         )
         return await self.parts.outbox.append(self.id, [entry])
 
@@ -243,7 +243,7 @@ class Lane:
             fees=price.fees,
             balance=price.balance,
             open_cost=sum(row.reserved for row in book.open_rows()),
-            gas_today=book.spent(parts.clock.now() - _DAY)[1],
+            gas_today=book.spent(parts.watcher.time.earliest() - _DAY)[1],
         )
         transaction = Transaction(
             chain_id=self.id.chain_id,
@@ -264,7 +264,7 @@ class Lane:
                 key=key,
                 attempt=self._attempt(key),
                 name=call.name,
-                at=parts.clock.now(),
+                at=parts.watcher.time.unix(),
                 balance=price.balance,
             )
             return await parts.outbox.append(self.id, [entry])
@@ -283,7 +283,7 @@ class Lane:
                 return
             free = settled or amount < before
             with contextlib.nullcontext() if free else parts.budget.hold(key, Money(gone=amount - before), self.wallet):
-                entry = charge_entry(key=key, amount=amount, at=parts.clock.now(), height=book.height + 1)
+                entry = charge_entry(key=key, amount=amount, at=parts.watcher.time.unix(), height=book.height + 1)
                 if await parts.outbox.append(self.id, [entry]):
                     return
         raise JournalError(f"the outbox of {self.wallet} is too busy to record what a task costs")

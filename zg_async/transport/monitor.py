@@ -401,7 +401,7 @@ class Monitor:
         try:
             with parts.budget.hold(row.key, Money(gone=max(more, 0)), self._lane.wallet):
                 signed = await self._lane.signed(transaction)
-                entry = version_entry(row, transaction, signed, at=parts.clock.now())
+                entry = version_entry(row, transaction, signed, at=parts.watcher.time.unix())
                 is_new = await parts.outbox.append(self._lane.id, [entry])
         except LimitError as error:
             care.refusal = error.message

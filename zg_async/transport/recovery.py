@@ -167,7 +167,7 @@ async def fill(lane: "Lane", account_nonce: int) -> None:
         fees=fees,
         balance=quantity(balance),
         open_cost=sum(row.reserved for row in book.open_rows()),
-        gas_today=book.spent(parts.clock.now() - _DAY)[1],
+        gas_today=book.spent(parts.watcher.time.earliest() - _DAY)[1],
     )
     transaction = Transaction(
         chain_id=lane.id.chain_id,
@@ -187,7 +187,7 @@ async def fill(lane: "Lane", account_nonce: int) -> None:
             key=key,
             attempt=1,
             name="transfer of nothing",
-            at=parts.clock.now(),
+            at=parts.watcher.time.unix(),
             filler=True,
         )
         await parts.outbox.append(lane.id, [entry])
