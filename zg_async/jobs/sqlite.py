@@ -288,9 +288,9 @@ class SqliteStore:
             self._broken = self._broken or "another process has taken the journal over"
             self._writes = False
             return
-        if self._lock is None:
-            self._take_lock()  # whose lease had run out is gone meanwhile
         try:
+            if self._lock is None:
+                self._take_lock()  # whose lease had run out may be gone by now
             self._write_lease()
         except OSError as error:  # the disk is full: the journal can't be written either
             self._broken = self._broken or f"the journal {self.path} can't be written: {error}"
