@@ -494,7 +494,7 @@ class World:
                     process = Process(self, len(self.processes))
                     self.processes.append(process)
                     await process.run(end)
-                    if process.is_done:
+                    if process.is_done or self.loop.now >= end:
                         break
                     await anyio.sleep(process.downtime)
                     end = max(end, self.loop.now + DAY / 6)  # time to finish, however long it was down
