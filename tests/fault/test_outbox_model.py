@@ -68,7 +68,7 @@ async def settle(chain, model, numbers):
 
 @pytest.mark.goal("TX-01", part="model of a faulty node")
 @pytest.mark.goal("TX-04", part="faulty node")
-@pytest.mark.parametrize("seed", range(40))
+@pytest.mark.parametrize("seed", range(80))
 async def test_each_key_has_its_effect_once_whatever_the_node_does(seed):
     rng, clock = random.Random(seed), FakeClock()
     model = PoolModel(clock, rng, faults=rng.choice([0.0, 0.02, 0.05, 0.1]))

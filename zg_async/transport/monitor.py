@@ -324,6 +324,8 @@ class Monitor:
                 if used is not None and used > row.account_nonce:
                     await self._overtaken(row, head)
                     continue
+                if used is not None:
+                    self._care(row).consumed_head = None  # a reorganisation gave the nonce back
                 bumped = first and await self._maybe_bump(row, head)
                 first = False
                 if not bumped and (_place(row) in lost_places or self._care(row).sent_at < _NEVER):

@@ -9,7 +9,7 @@ others. What can't be found stops the lane with `JournalError`; `Chain.accept_lo
 
 from typing import TYPE_CHECKING, Final
 
-from zg_async.errors import ChainError, JournalError
+from zg_async.errors import ChainError, ChainUnavailableError, JournalError
 from zg_async.logs import get_logger
 from zg_async.transport.budget import FILLER
 from zg_async.transport.fees import choose_fees
@@ -41,6 +41,9 @@ async def locate(rpc: Rpc, wallet: Address, account_nonce: int) -> Found | None:
 
     Returns:
         The transaction, or None: not mined, or the node can't tell.
+
+    Raises:
+        ChainUnavailableError: It didn't answer, which tells nothing.
     """
     try:
         high = quantity(await rpc.request("eth_blockNumber"))
@@ -59,6 +62,8 @@ async def locate(rpc: Rpc, wallet: Address, account_nonce: int) -> Found | None:
         for item in (block or {}).get("transactions") or ():
             if str(item.get("from", "")).lower() == wallet.lower() and quantity(item["nonce"]) == account_nonce:
                 return parse_found(item)
+    except ChainUnavailableError:
+        raise
     except (ChainError, AttributeError, KeyError) as error:
         _log.info("nonce %d of %s can't be looked up: %s", account_nonce, wallet, error)
     return None
@@ -74,6 +79,9 @@ async def find_missing(lane: "Lane", latest: int) -> None:
     Args:
         lane: The wallet's lane.
         latest: The chain's next nonce.
+
+    Raises:
+        ChainUnavailableError: The node is away.
     """
     first = max(lane.book.next_nonce, latest - _MOST_CASUAL)
     _log.warning(
