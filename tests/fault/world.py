@@ -419,6 +419,10 @@ class FakeChain:
     async def balance(self, address: str) -> int:
         return self.world.balance
 
+    async def wait_final(self, tx_hash: str) -> None:
+        """What has failed here stays so."""
+        raise ContractRevertedError("reverted", tx_hash=tx_hash)
+
     async def recall(self, key: str, *, wallet: str) -> Receipt | None:
         row = self.world.outbox.get(key)
         return None if row is None else await self._finish(row)

@@ -10,7 +10,7 @@ from pathlib import Path
 import anyio
 import pytest
 
-from tests.fault.world import FEE, GAS, PROVIDERS, SIGNER, TRANSACTIONS, WALLET, Process, World, crash_at
+from tests.fault.world import FEE, GAS, PROVIDERS, SIGNER, TRANSACTIONS, WALLET, FakeChain, Process, World, crash_at
 from zg_async.errors import (
     ClosedError,
     ConfigError,
@@ -701,6 +701,23 @@ async def test_a_transaction_mined_as_a_failure_is_sent_anew_under_another_key(w
     assert Counter(world.transactions)["transfer_fund"] == 3
     assert len(result.transactions) == len(world.transactions)  # the failed one cost gas too
     assert retries[0].transactions[-1].tx_hash in result.transactions
+
+
+async def test_a_failed_transaction_that_a_reorganisation_lets_succeed_is_not_sent_anew(world, runner, monkeypatch):
+    world.reverts = ["acknowledge_deliverable"]
+
+    async def revived(self, tx_hash):
+        (row,) = (row for row in self.world.outbox.values() if row.receipt.tx_hash == tx_hash)
+        row.reverted = False
+        row.effect()
+
+    monkeypatch.setattr(FakeChain, "wait_final", revived)
+    async with runner() as run:
+        handle = await run.submit(world.spec())
+        await handle.result()
+        retries = [event for event in await collect(handle) if isinstance(event, e.StageRetrying)]
+    assert [(event.stage, event.fresh) for event in retries] == [("acknowledge_deliverable", False)]
+    assert Counter(world.transactions)["acknowledge_deliverable"] == 1
 
 
 async def test_a_transaction_that_always_fails_is_given_up(world, runner):

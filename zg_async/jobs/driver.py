@@ -13,6 +13,7 @@ from zg_async.errors import (
     AccountNotFoundError,
     AttestationError,
     ChainError,
+    ChainUnavailableError,
     ClosedError,
     ConfigError,
     ContractRevertedError,
@@ -75,6 +76,8 @@ LONGEST_TOLD_WAIT: Final = 600.0
 VIEW_TRIES: Final = 4
 """How often a view of the chain that is older than what the job has seen, or an answer of the node that can't be read,
 is taken for a passing one."""
+FINAL_SECONDS: Final = 300.0
+"""How long a failed transaction is waited for to be final before another one is sent; a chain may stand still."""
 MAX_REVERTED: Final = 2
 """How often a stage's transaction is sent anew after one was mined as a failure."""
 _UNTIL_DEADLINE: Final = frozenset({"download_model", "acknowledge_deliverable"})
@@ -271,6 +274,8 @@ class Driver:
 
     async def _failed(self, stage: Stage, error: ZgError) -> None:
         """Try again later if that can help, else end the job."""
+        if isinstance(error, ContractRevertedError) and error.tx_hash is not None:
+            error = await self._for_good(error, error.tx_hash)
         at = now(self.clock)
         retry = _retry(self.state, stage, error, at, await chain_now(self.work))
         if retry is None:
@@ -290,6 +295,13 @@ class Driver:
                 async with self._payments_watched():
                     await self.clock.sleep((retry.retry_at - at).total_seconds())  # by no clock: it may be set
         self._scope = None
+
+    async def _for_good(self, error: ZgError, tx_hash: str) -> ZgError:
+        """Wait until a failed transaction stays one: a reorganisation could let it succeed beside the one sent anew."""
+        with anyio.move_on_after(FINAL_SECONDS), suppress(ZgError):
+            await self.work.broker.chain.wait_final(tx_hash)
+            return ChainUnavailableError(f"{tx_hash} had failed, and succeeded after a reorganisation")
+        return error
 
     async def _fail(self, stage: Stage, error: Exception | None, *, code: str, message: str, hint: str | None) -> None:
         if error is not None:
