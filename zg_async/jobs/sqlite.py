@@ -275,12 +275,15 @@ class SqliteStore:
         return self._lock is not None
 
     def _try_again(self) -> None:
-        self._take()
-        owner = self._owner
-        if self._writes and owner is not None:
-            self._prepare(owner)
-            self._begin_anew()
-            self._check()
+        try:
+            self._take()
+            owner = self._owner
+            if self._writes and owner is not None:
+                self._prepare(owner)
+                self._begin_anew()
+                self._check()
+        except (OSError, sqlite3.Error):  # the disk is full, or away: the next beat looks again
+            self._writes = False
 
     def _renew(self) -> None:
         epoch = self._require().execute("select value from meta where name = 'epoch'").fetchone()
