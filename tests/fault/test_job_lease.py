@@ -92,12 +92,37 @@ async def test_a_lease_from_a_clock_that_was_a_day_ahead_runs_out_all_the_same(t
     await hung.aclose()
 
 
-async def test_who_hung_and_wakes_up_takes_nothing_back_while_the_other_one_lives(tmp_path):
-    clock, path = SetClock(), tmp_path / "jobs.sqlite"
-    hung = await opened(path, clock)
-    other = await opened(path, clock)
+async def taken_over(path, clock):
+    """One that hangs, and one that has taken the journal over from it."""
+    hung, other = await opened(path, clock), await opened(path, clock)
     clock._now += LEASE_SECONDS + 1
     await beat(clock, other)
+    assert other.is_writer
+    return hung, other
+
+
+async def test_a_disk_that_fails_as_one_looks_for_its_turn_ends_no_looking(tmp_path, monkeypatch):
+    clock, path = SetClock(), tmp_path / "jobs.sqlite"
+    hung, waiting = await opened(path, clock), await opened(path, clock)
+    clock._now += LEASE_SECONDS + 1
+
+    def fails():
+        raise OSError("the disk fails")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(waiting, "_write_lease", fails)
+        await beat(clock, waiting)
+        assert not waiting.is_writer
+    await beat(clock, waiting)
+    assert waiting.is_writer
+    await waiting.append("job-1", e.CancelRequested())
+    await waiting.aclose()
+    await hung.aclose()
+
+
+async def test_who_hung_and_wakes_up_takes_nothing_back_while_the_other_one_lives(tmp_path):
+    clock = SetClock()
+    hung, other = await taken_over(tmp_path / "jobs.sqlite", clock)
     for _ in range(20):
         await beat(clock, hung, other)
         assert (hung.is_writer, other.is_writer) == (False, True)
@@ -110,10 +135,7 @@ async def test_who_hung_and_wakes_up_takes_nothing_back_while_the_other_one_live
 
 async def test_who_took_over_holds_the_lock_too_once_the_hung_one_is_gone(tmp_path):
     clock, path = SetClock(), tmp_path / "jobs.sqlite"
-    hung = await opened(path, clock)
-    other = await opened(path, clock)
-    clock._now += LEASE_SECONDS + 1
-    await beat(clock, other)
+    hung, other = await taken_over(path, clock)
     await hung.aclose()
     await beat(clock, other)
     late = await opened(path, clock)

@@ -298,7 +298,10 @@ class Driver:
 
     async def _for_good(self, error: ZgError, tx_hash: str) -> ZgError:
         """Wait until a failed transaction stays one: a reorganisation could let it succeed beside the one sent anew."""
-        with anyio.move_on_after(FINAL_SECONDS), suppress(ZgError):
+        seconds, window = FINAL_SECONDS, window_of(self.state)
+        if window is not None:  # not so long that the window closes meanwhile
+            seconds = min(seconds, max((window.deadline - await chain_now(self.work)).total_seconds() / 4, 1.0))
+        with anyio.move_on_after(seconds), suppress(ZgError):
             await self.work.broker.chain.wait_final(tx_hash)
             return ChainUnavailableError(f"{tx_hash} had failed, and succeeded after a reorganisation")
         return error
