@@ -54,6 +54,27 @@ async def test_twenty_callers_at_once_share_a_deposit_and_the_sum_is_exact(broke
     assert await broker.chain.transaction_count(broker.address) == sent
 
 
+async def test_a_back_end_that_lags_by_more_than_what_makes_a_payment_final_moves_nothing_twice(broker, monkeypatch):
+    """Behind one URL another back-end answers for a while, which hasn't seen the first payment."""
+    [provider], rpc = providers(1), broker.chain.rpc
+    old = hex((await broker.chain.block()).number)
+    for receipt in await broker.ledger.ensure_funded(provider, "fine-tuning", AMOUNT):
+        await broker.chain.wait_final(receipt.tx_hash)
+    exchange, asked = rpc._exchange, 0
+
+    async def lagging(index, asks):
+        nonlocal asked
+        asked += 1
+        if asked <= 4:
+            asks = [ask._replace(params=[old if p == "latest" else p for p in ask.params]) for ask in asks]
+        return await exchange(index, asks)
+
+    monkeypatch.setattr(rpc, "_exchange", lagging)
+    assert await broker.ledger.ensure_funded(provider, "fine-tuning", AMOUNT, key="second") == ()
+    assert asked > 4
+    assert await balances(broker, [provider]) == [AMOUNT]
+
+
 async def test_a_limit_that_refuses_the_shared_deposit_lets_each_through_that_fits(devnet, key, tmp_path):
     """6 0G a day are four of 1.5, and 4 0G a call are fewer than all."""
     limits = SpendLimits(per_call="4", bound_per_day="6")

@@ -481,7 +481,8 @@ class Chain:
             if row.to == contract:
                 with contextlib.suppress(TransactionReplacedError):
                     await lane.wait_mined(row)
-        return max((row.inclusion.block_number for row in lane.book.unsettled() if row.inclusion), default=0)
+        rows = (*lane.book.unsettled(), *lane.book.final_rows())  # a back-end may lag by more than what makes final
+        return max((row.inclusion.block_number for row in rows if row.inclusion), default=0)
 
     @contextlib.asynccontextmanager
     async def watched(self, wallet: str) -> AsyncGenerator[None, None]:
