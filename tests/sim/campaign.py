@@ -20,14 +20,12 @@ COUNTED: Final = ("fired", "marks", "ends")
 COMMON: Final = (
     "acknowledged in time",
     "below a limit",
-    "crash after chain",
     "crash before chain",
     "event ack_deadline_near",
     "event job_resumed",
     "event stage_retrying acknowledge_deliverable",
     "event stage_retrying acknowledge_provider",
     "event stage_retrying create_task",
-    "event stage_retrying decrypt_model",
     "event stage_retrying download_model",
     "event stage_retrying fund",
     "event stage_retrying train",
@@ -36,11 +34,11 @@ COMMON: Final = (
     "reorg took a receipt",
     "repriced",
     "sent the same again",
-    "transaction dropped",
 )
-"""States that any fifty schedules reach."""
+"""States that any fifty schedules reach: each block of the first 10,000 does."""
 SCARCE: Final = (
     *(f"crash {when} {what}" for when in ("before", "after") for what in ("commit", "disk", "outbox", "provider")),
+    "crash after chain",
     "crash before signing",
     "crash after signing",
     "acknowledgeDeliverable was mined as a failure",
@@ -61,10 +59,12 @@ SCARCE: Final = (
     "event job_queued",
     "event job_warned paused",
     "event provider_excluded",
+    "event stage_retrying decrypt_model",
     "event task_adopted",
     "provider forgot",
     "reorg lost a transaction",
     "several stopped by a limit",
+    "transaction dropped",
     "window missed",
 )
 """States that a thousand schedules reach."""
