@@ -126,17 +126,8 @@ def _judge_acknowledgement(world: "World", wallet: str, provider: str, task_id: 
         return
     over = (now + _start() - found.timestamp) / world.plan.window
     record.reach("acknowledged unverified")
-    by_wrong_clock = abs(world.user_clock.wrong) > 60.0 or _decided_by_wrong_clock(world, task_id)
-    by_policy = world.plan.on_unverified != "forfeit" and (over > 0.94 or by_wrong_clock)
+    by_policy = world.plan.on_unverified != "forfeit" and (over > 0.94 or abs(world.user_clock.wrong) > 60.0)
     record.require(by_policy, f"task {task_id} was acknowledged without a right copy, {over:.0%} of its window over")
-
-
-def _decided_by_wrong_clock(world: "World", task_id: str) -> bool:
-    """Whether the clock was wrong when a copy was given up; it may be right again when that is sent."""
-    events = world.record.events
-    jobs = {event.job_id for _, event in events if getattr(event, "task_id", None) == task_id}
-    given_up = ((at, e) for at, e in events if e.kind == "delivery_unverified" and e.job_id in jobs)
-    return any(abs(event.at.timestamp() - _start() - at) > 60.0 for at, event in given_up)
 
 
 def _copies(folder: Path) -> Iterator[Path]:
