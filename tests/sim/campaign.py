@@ -36,35 +36,42 @@ COMMON: Final = (
     "sent the same again",
 )
 """States that any fifty schedules reach: each block of the first 10,000 does."""
-SCARCE: Final = (
-    *(f"crash {when} {what}" for when in ("before", "after") for what in ("commit", "disk", "outbox", "provider")),
+FREQUENT: Final = (
+    "answer lost: transaction",
     "crash after chain",
+    "crash after commit",
+    "crash before commit",
+    "crash before provider",
     "crash before signing",
+    "dark chain",
+    "dark provider",
+    "disk broken",
+    "disk full",
+    "event delivery_forfeited",
+    "event job_failed task_failed",
+    "event stage_retrying decrypt_model",
+    "reorg lost a transaction",
+    "transaction dropped",
+)
+"""More of them that any two hundred schedules reach."""
+SCARCE: Final = (
+    *(f"crash {when} {what}" for when in ("before", "after") for what in ("disk", "outbox")),
+    "crash after provider",
     "crash after signing",
     "acknowledgeDeliverable was mined as a failure",
     "acknowledged in the last fifth",
     "acknowledged in the last twentieth",
     "acknowledged unverified",
     "answer lost: task",
-    "answer lost: transaction",
     "close to a limit",
-    "dark chain",
-    "dark provider",
-    "disk broken",
-    "disk full",
-    "event delivery_forfeited",
     "event job_failed limit",
     "event job_failed lost_key",
-    "event job_failed task_failed",
     "event job_queued",
     "event job_warned paused",
     "event provider_excluded",
-    "event stage_retrying decrypt_model",
     "event task_adopted",
     "provider forgot",
-    "reorg lost a transaction",
     "several stopped by a limit",
-    "transaction dropped",
     "window missed",
 )
 """States that a thousand schedules reach."""
@@ -136,7 +143,7 @@ def _report(lines: list[dict[str, Any]]) -> int:
         total = sum((Counter(line[name]) for line in lines), Counter[str]())
         print(f"{name}:", dict(total.most_common()))
     seen = sum((Counter(line["marks"]) for line in lines), Counter[str]())
-    missed = [mark for mark in (*COMMON, *SCARCE) if not seen[mark]] if count >= 1000 else []
+    missed = [mark for mark in (*COMMON, *FREQUENT, *SCARCE) if not seen[mark]] if count >= 1000 else []
     print("never reached:", missed)
     for failure in failed:
         print(failure.splitlines()[0][:300], "|", failure.splitlines()[-1])
