@@ -22,7 +22,7 @@ async def run(broker, dataset, folder, at=None):
             if at is not None and event.kind == at[0]:
                 await at[1].aclose()
         result = await job.result()
-    return result, [e for e in events if e.kind not in ("task_progressed", "job_queued")]
+    return result, [e for e in events if e.kind not in ("task_progressed", "task_waiting", "job_queued")]
 
 
 @pytest.mark.goal("TX-09")
